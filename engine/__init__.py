@@ -1,0 +1,1 @@
+"""The engine: rules, store, API and wiring. Reading order: README, wiring, events, dispatch, commit."""

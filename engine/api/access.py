@@ -1,0 +1,129 @@
+"""Who asks, and what they may do: from the bearer key to a project and its scopes.
+
+Path:   each route of /v1 -> here -> catalogue (memory); raw routes call `authenticate` themselves
+Never:  asks the database; compares keys (a hash is looked up, so timing tells nothing).
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
+
+from engine.api.platform import Catalogue, platform_of
+from engine.errors import EngineError, NotFound
+from engine.projects import key_hash
+
+KEY_CHARS_MAX: Final = 512  # of any key that an operator may have set
+
+
+class Unauthorized(EngineError):
+    """The caller's: no key, or one that opens nothing."""
+
+    code = "unauthorized"
+
+
+class ForbiddenScope(EngineError):
+    """The caller's: the key is valid and lacks the scope; names what is needed and what is held."""
+
+    code = "forbidden_scope"
+
+    def __init__(self, needed: tuple[str, ...], held: frozenset[str]) -> None:
+        super().__init__(
+            f"this needs the scope {' or '.join(dict.fromkeys((*needed, 'admin')))}; "
+            f"the key has {', '.join(sorted(held))}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Whose project a request works in, and with which rights."""
+
+    project_id: str
+    scopes: frozenset[str]
+    key_id: str
+
+    def require(self, *needed: str) -> None:
+        """Refuse unless the key has one of these scopes; `admin` is all of them.
+
+        Raises:
+            ForbiddenScope: it has none of them.
+        """
+        if "admin" not in self.scopes and not self.scopes.intersection(needed):
+            raise ForbiddenScope(needed, self.scopes)
+
+
+READ: Final = ("develop", "operate")
+INVOKE: Final = ("develop", "operate")
+DEVELOP: Final = ("develop",)
+OPERATE: Final = ("operate",)
+INGEST: Final = ("ingest",)
+ADMIN: Final = ("admin",)
+
+
+def authenticate(
+    catalogue: Catalogue, authorization: str | None, project: str | None = None
+) -> Access:
+    """Return what the key in the header may do.
+
+    Args:
+        catalogue: knows the keys.
+        authorization: the header Authorization.
+        project: the header X-Project: only an admin key may name another project than its own.
+
+    Raises:
+        Unauthorized: no such key.
+        ForbiddenScope: another project, and not an admin key.
+        NotFound: there is no such project.
+    """
+    scheme, _, secret = (authorization or "").partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not 0 < len(secret) <= KEY_CHARS_MAX:
+        raise Unauthorized("send the header Authorization: Bearer <API key>")
+    key = catalogue.key(key_hash(secret))
+    if key is None:
+        raise Unauthorized("this API key does not exist, or was deleted")
+    project_id = key.project_id
+    if project:
+        asked = catalogue.project(project)
+        if asked != project_id:
+            if "admin" not in key.scopes:
+                raise ForbiddenScope(ADMIN, key.scopes)
+            if asked is None:
+                raise NotFound("project", project)
+            project_id = asked
+    return Access(project_id=project_id, scopes=key.scopes, key_id=key.id)
+
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="apiKey",
+    description=(
+        "An API key, `cck_...`. Scopes: `admin` (everything, in every project: name another with "
+        "the header `X-Project`), `develop` (functions, triggers, secrets, connections), "
+        "`operate` (devices, products, deliveries), `ingest` (device writes). `develop` and "
+        "`operate` may read everything and invoke."
+    ),
+)
+
+
+def _scoped(needed: tuple[str, ...]) -> Callable[..., Awaitable[Access]]:
+    async def access(
+        request: Request,
+        _documented: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    ) -> Access:
+        headers, catalogue = request.headers, platform_of(request).catalogue
+        found = authenticate(catalogue, headers.get("authorization"), headers.get("x-project"))
+        found.require(*needed)
+        return found
+
+    return access
+
+
+Reader = Annotated[Access, Depends(_scoped(READ))]
+Invoker = Annotated[Access, Depends(_scoped(INVOKE))]
+Developer = Annotated[Access, Depends(_scoped(DEVELOP))]
+Operator = Annotated[Access, Depends(_scoped(OPERATE))]
+Admin = Annotated[Access, Depends(_scoped(ADMIN))]

@@ -1,0 +1,97 @@
+"""Puts the control plane together: routers, errors, the edge, the document.
+
+Path:   wiring -> `create_app` -> the server; raw routes are asked before it, they never come here
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from engine.api import (
+    api_keys,
+    deliveries,
+    deployments,
+    device_values,
+    devices,
+    executions,
+    functions,
+    health,
+    limits,
+    metrics,
+    products,
+    projects,
+    tail,
+    triggers,
+    vaulted,
+    versions,
+)
+from engine.api.edge import Edge
+from engine.api.openapi import document, methods_by_path
+from engine.api.platform import Platform
+from engine.api.refusals import install
+
+ROUTERS: Final = (
+    functions.router,
+    versions.router,
+    deployments.router,
+    triggers.router,
+    executions.router,
+    tail.router,
+    products.router,
+    devices.router,
+    device_values.router,
+    vaulted.router,
+    deliveries.router,
+    projects.router,
+    api_keys.router,
+    limits.router,
+    health.router,
+    metrics.router,
+)
+TAGS: Final = {
+    "functions": "Code: functions, their versions, and which of them are live.",
+    "running": "Running functions by hand, by HTTP.",
+    "triggers": "What makes functions run.",
+    "executions": "What ran, and why it ended as it did.",
+    "devices": "Products, devices and their values.",
+    "device API": "For devices themselves: the token is in the path.",
+    "secrets": "Secrets and connections to providers.",
+    "deliveries": "Messages to providers.",
+    "projects": "Tenants and API keys.",
+    "operations": "For whoever runs the engine.",
+}
+
+
+def create_app(platform: Platform) -> FastAPI:
+    """Return the control plane as an ASGI application."""
+    app = FastAPI(
+        title="cloudcode-engine",
+        version="1",
+        description="Cloud code for devices: see the README. Errors are problem+json (RFC 9457).",
+        openapi_url="/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.platform = platform
+    app.state.allowed = methods_by_path(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    install(app)
+    app.add_middleware(Edge, allowed=app.state.allowed)
+    app.openapi = _once(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _once(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+
+    def openapi() -> dict[str, Any]:
+        if not made:
+            made.append(document(app))
+        return made[0]
+
+    return openapi

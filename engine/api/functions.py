@@ -1,0 +1,138 @@
+"""`/v1/functions`: functions by name, with what is live of them."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Response
+from pydantic import Field
+
+from engine.api.access import Developer, Reader
+from engine.api.openapi import problems
+from engine.api.platform import PlatformHere
+from engine.api.shapes import Listed, PageAsked, Shown, example
+from engine.api.versions import ShareShown, UploadBody, share_shown
+from engine.clock import iso
+from engine.errors import NotFound
+from engine.functions import create_function, remove_function
+from engine.store.function_views import FunctionView, view_function, view_functions
+
+router = APIRouter(tags=["functions"])
+
+Name = Annotated[str, Path(description="The function's name or id.")]
+
+
+class FunctionNew(UploadBody):
+    model_config = example(
+        {
+            "name": "alarm",
+            "source": "export default { async afterStore(event, env, ctx) { return 1 } }",
+            "limits": {"cpu_ms": 500},
+            "allowed_hosts": ["api.example.com"],
+            "variables": {"THRESHOLD": "30"},
+        }
+    )
+
+    name: str
+    runtime: Literal["javascript"] = "javascript"
+
+
+class FunctionMade(Shown):
+    id: str
+    name: str
+    runtime: str
+    version: int
+    handlers: list[str]
+    deployed: bool
+    created_at: str
+
+
+class FunctionShown(Shown):
+    id: str
+    name: str
+    runtime: str
+    live: list[ShareShown]
+    latest_version: int
+    handlers: list[str] = Field(description="Of the latest version.")
+    created_at: str
+
+
+class FunctionWhole(FunctionShown):
+    """A function with everything of its latest version."""
+
+    limits: dict[str, int]
+    allowed_hosts: list[str]
+    variables: dict[str, str]
+    secrets: list[str]
+    files: dict[str, str]
+    main: str
+
+
+@router.post("/v1/functions", status_code=201, responses=problems(409, 422, body=True))
+async def add_function(
+    platform: PlatformHere, access: Developer, body: FunctionNew
+) -> FunctionMade:
+    """Make a function from its first version, which is live at once.
+
+    Send either `source`, or `files` and `main`. Nothing is stored when the code does not compile:
+    the problem (code `compile_error`) then names `file`, `line` and `column`.
+    """
+    function, version = await create_function(
+        platform, access.project_id, name=body.name, runtime=body.runtime, upload=body.upload()
+    )
+    return FunctionMade(
+        id=function.id,
+        name=function.name,
+        runtime=function.runtime,
+        version=version.number,
+        handlers=list(version.handlers),
+        deployed=True,
+        created_at=iso(function.created_ms),
+    )
+
+
+@router.get("/v1/functions", responses=problems(422))
+async def show_functions(
+    platform: PlatformHere, access: Reader, page: PageAsked
+) -> Listed[FunctionShown]:
+    """List functions, newest first."""
+    found = await platform.database.read(view_functions, access.project_id, page)
+    return Listed(items=list(map(_shown, found.items)), next_cursor=found.next_cursor)
+
+
+@router.get("/v1/functions/{name}", responses=problems(404))
+async def show_function(platform: PlatformHere, access: Reader, name: Name) -> FunctionWhole:
+    """Show one function: what is live, and its latest version with the code."""
+    view = await platform.database.read(view_function, access.project_id, name)
+    if view is None:
+        raise NotFound("function", name)
+    return FunctionWhole(
+        **_shown(view).model_dump(),
+        limits=view.latest.limits,
+        allowed_hosts=list(view.latest.allowed_hosts),
+        variables=view.latest.variables,
+        secrets=list(view.latest.secrets),
+        files=view.latest.files,
+        main=view.latest.main,
+    )
+
+
+@router.delete(
+    "/v1/functions/{name}", status_code=204, response_class=Response, responses=problems(404)
+)
+async def drop_function(platform: PlatformHere, access: Developer, name: Name) -> None:
+    """Delete a function with its versions and triggers.
+
+    Its executions stay; runs that are waiting end as `cancelled`.
+    """
+    await remove_function(platform, access.project_id, name)
+
+
+def _shown(view: FunctionView) -> FunctionShown:
+    return FunctionShown(
+        id=view.function.id,
+        name=view.function.name,
+        runtime=view.function.runtime,
+        live=list(map(share_shown, view.live)),
+        latest_version=view.latest.number,
+        handlers=list(view.latest.handlers),
+        created_at=iso(view.function.created_ms),
+    )

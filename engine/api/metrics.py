@@ -1,0 +1,109 @@
+"""`/metrics`: the platform's plain counters in Prometheus' words. No label ever names a device."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from engine.api.openapi import problems
+from engine.api.platform import Histogram, Metrics, PlatformHere, Samples
+
+router = APIRouter(tags=["operations"])
+
+COUNTER: Final = "counter"
+GAUGE: Final = "gauge"
+HISTOGRAM: Final = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: what it is, and its labels in the order of a sample's key."""
+
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    "cloudcode_executions_total": Family(
+        COUNTER, "Runs that ended.", ("function", "trigger", "status")
+    ),
+    "cloudcode_execution_duration_seconds": Family(
+        HISTOGRAM, "Wall time of runs.", ("function", "trigger")
+    ),
+    "cloudcode_execution_cpu_seconds": Family(
+        HISTOGRAM, "CPU time of runs.", ("function", "trigger")
+    ),
+    "cloudcode_queue_wait_seconds": Family(
+        HISTOGRAM, "Time from being asked for to the start.", ("function", "trigger")
+    ),
+    "cloudcode_execution_memory_bytes": Family(
+        HISTOGRAM, "Peak memory of the cell, as each run saw it.", ("function", "trigger")
+    ),
+    "cloudcode_coldstarts_total": Family(COUNTER, "Runs that waited for a load.", ("function",)),
+    "cloudcode_queue_depth": Family(GAUGE, "Runs that wait.", ("queue",)),
+    "cloudcode_queue_oldest_age_seconds": Family(GAUGE, "Age of the oldest of them.", ("queue",)),
+    "cloudcode_retries_total": Family(COUNTER, "Runs that had to start again.", ("function",)),
+    "cloudcode_dead_letters_total": Family(COUNTER, "Runs that were given up.", ("function",)),
+    "cloudcode_schedule_lag_seconds": Family(GAUGE, "How late the last schedule fired."),
+    "cloudcode_schedule_missed_total": Family(COUNTER, "Due times that nothing fired for."),
+    "cloudcode_connector_requests_total": Family(
+        COUNTER, "Attempts to deliver.", ("connector", "outcome")
+    ),
+    "cloudcode_egress_blocked_total": Family(
+        COUNTER, "Outgoing requests that were refused.", ("reason",)
+    ),
+    "cloudcode_rate_limited_total": Family(COUNTER, "Requests answered 429."),
+    "cloudcode_worker_busy": Family(GAUGE, "Cells that work right now."),
+}
+
+
+@router.get("/metrics", response_class=Response, responses=problems(public=True))
+async def show_metrics(platform: PlatformHere, request: Request) -> Response:
+    """Show counters for Prometheus, as text or OpenMetrics by the header Accept."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EngineCollector(platform.metrics))
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), headers={"content-type": content_type})
+
+
+class EngineCollector(Collector):
+    """Makes metric families of one snapshot."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        for name, samples in self._metrics.snapshot().items():
+            yield _family(name, FAMILIES[name], samples)
+
+
+def _family(name: str, family: Family, samples: Samples) -> Metric:
+    if family.kind == HISTOGRAM:
+        return _histograms(name, family, samples)
+    make = CounterMetricFamily if family.kind == COUNTER else GaugeMetricFamily
+    metric = make(name, family.help, labels=family.labels)
+    for labels, value in samples.items():
+        assert not isinstance(value, Histogram), name
+        metric.add_metric(labels, value)
+    return metric
+
+
+def _histograms(name: str, family: Family, samples: Samples) -> Metric:
+    metric = HistogramMetricFamily(name, family.help, labels=family.labels)
+    for labels, value in samples.items():
+        assert isinstance(value, Histogram), name
+        # The last bucket is open: Prometheus reads the number of observations from it.
+        buckets = [(_bound(bound), count) for bound, count in value.buckets]
+        metric.add_metric(labels, buckets=buckets, sum_value=value.sum)
+    return metric
+
+
+def _bound(bound: float) -> str:
+    return "+Inf" if bound == float("inf") else repr(float(bound))

@@ -1,0 +1,122 @@
+"""What the API is handed by `engine.wiring`: ports only, each a field of one frozen object."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, cast
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from engine import control, functions
+from engine.settings import Settings
+from engine.vault import Vault
+
+Check = Callable[[], Awaitable[str | None]]
+"""One thing that must work before requests are taken: returns what is wrong, or None. Never raises
+except on a bug; has its own deadline, and is cut off after READY_MS anyway."""
+
+
+class Key(Protocol):
+    """What an API key may do."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def project_id(self) -> str: ...
+
+    @property
+    def scopes(self) -> frozenset[str]: ...
+
+
+class Catalogue(control.Catalogue, Protocol):
+    """Port: adds what a request asks of memory before anything else."""
+
+    def key(self, key_hash: str) -> Key | None:
+        """Return the rights of the key with this SHA-256, or None: it opens nothing."""
+        ...
+
+    def project(self, name_or_id: str) -> str | None:
+        """Return the project's id."""
+        ...
+
+
+class Outbox(Protocol):
+    """Port: sends what runs left behind."""
+
+    def notice(self, delivery_ids: Collection[str]) -> None:
+        """Take note of deliveries that were just committed as due. Never blocks, never raises."""
+        ...
+
+
+class Tails(Protocol):
+    """Port: live logs."""
+
+    def subscribe(self, function_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Yield what happens from now on: log lines (they have `msg`), and each run's report.
+
+        A slow reader loses lines, never holds a run up. Ends when the function is deleted or the
+        process stops; closing the iterator ends the subscription.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Observations in cumulative buckets, as Prometheus wants them."""
+
+    buckets: tuple[tuple[float, float], ...]  # (upper bound, observations up to it), ascending
+    sum: float
+
+
+Samples = Mapping[tuple[str, ...], float | Histogram]
+
+
+class Metrics(Protocol):
+    """Port: plain counters, read now and then. Adapter: `engine.metrics`."""
+
+    def snapshot(self) -> Mapping[str, Samples]:
+        """Return values by metric name, then by label values in the order of `api.metrics`."""
+        ...
+
+
+class Platform(functions.Workshop, Protocol):
+    """Everything the API needs. Adapter: `engine.wiring.Platform`."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def vault(self) -> Vault: ...
+
+    @property
+    def outbox(self) -> Outbox: ...
+
+    @property
+    def tails(self) -> Tails: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        """Readiness by name: `database`, `sandbox`, ..."""
+        ...
+
+    def running(self) -> Collection[str]:
+        """Return the ids of queued runs that a cell has right now."""
+        ...
+
+
+def platform_of(connection: HTTPConnection) -> Platform:
+    return cast("Platform", connection.app.state.platform)
+
+
+async def _platform(connection: HTTPConnection) -> Platform:
+    return platform_of(connection)
+
+
+PlatformHere = Annotated[Platform, Depends(_platform)]

@@ -1,0 +1,126 @@
+"""Hands queued runs to the dispatcher: at once while there is room, from the store otherwise.
+
+Path:   journal (committed) -> here -> dispatch;   start -> store.backlog -> here -> dispatch
+Never:  forgets a row: what memory has no room for stays in the store and is read when there is.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import structlog
+
+from engine.catalogue import Catalogue
+from engine.errors import NotFound
+from engine.events import joined_values, write_input
+from engine.run import Run
+from engine.store import backlog as store
+from engine.store.database import Database
+
+IN_MEMORY_MAX: Final = 20_000  # queued runs that the dispatcher may hold
+READ_ROWS: Final = 2_000
+_log = structlog.get_logger()
+
+
+class Backlog:
+    """The queued runs of this node."""
+
+    def __init__(
+        self, database: Database, catalogue: Catalogue, submit: Callable[[Run], None]
+    ) -> None:
+        self._database = database
+        self._catalogue = catalogue
+        self._dispatch = submit
+        self._held: dict[str, Run] = {}
+        self._left_out = False  # the store has rows that memory had no room for
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self._held)
+
+    def running(self) -> list[str]:
+        """Return the ids of queued runs that are in a cell now."""
+        return [run.execution_id for run in self._held.values() if run.started_ns]
+
+    async def start(self) -> None:
+        """Take up everything that an earlier process accepted and did not finish."""
+        await self._read()
+
+    def submit(self, runs: Iterable[Run]) -> None:
+        """Take runs whose rows were just committed."""
+        for run in runs:
+            if len(self._held) >= IN_MEMORY_MAX:
+                self._left_out = True
+                continue
+            self._take(run)
+
+    def ended(self, run: Run) -> None:
+        """The run's row is gone."""
+        self._held.pop(run.execution_id, None)
+        if self._left_out and self._reading is None and len(self._held) < IN_MEMORY_MAX // 2:
+            self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def _take(self, run: Run) -> None:
+        self._held[run.execution_id] = run
+        self._dispatch(run)
+
+    async def _read(self) -> None:
+        self._left_out = False
+        after = ""
+        while len(self._held) < IN_MEMORY_MAX:
+            rows = await self._database.read(store.oldest, after, READ_ROWS)
+            for row in rows:
+                if row.id not in self._held and (run := await self._revive(row)) is not None:
+                    self._take(run)
+            if len(rows) < READ_ROWS:
+                break
+            after = rows[-1].id
+        else:
+            self._left_out = True
+        self._reading = None
+
+    async def _revive(self, row: store.Queued) -> Run | None:
+        function = self._catalogue.function_by_id(row.function_id)
+        if function is None:
+            return None  # its deletion is on its way to take the row too
+        version = function.choose(row.id)
+        device = None
+        if row.device_id is not None:
+            try:
+                device = await self._catalogue.device_by_id(row.project_id, row.device_id)
+            except NotFound:
+                _log.warning("device_gone", execution_id=row.id, device_id=row.device_id)
+        if row.input is not None:
+            given = row.input.encode()
+        elif device is not None and row.event_id is not None and row.payload is not None:
+            given = write_input(
+                row.handler,
+                device,
+                row.event_id,
+                joined_values(row.payload),
+                row.created_ms,
+                row.source or "http",
+            )
+        else:
+            given = (row.payload or "null").encode()
+        return Run(
+            execution_id=row.id,
+            version=version,
+            handler=row.handler,
+            cause=row.cause,
+            limits=version.limits(row.handler),
+            input=given,
+            created_ms=row.created_ms,
+            created_ns=time.monotonic_ns(),
+            root_id=row.root_id,
+            depth=row.depth,
+            event_id=row.event_id,
+            device=device,
+            queued=True,
+        )

@@ -1,0 +1,248 @@
+"""What the hot path must know without asking the database: keys, live versions, triggers, devices.
+
+Path:   api, ingest, dispatch -> here; the control plane calls `*_changed` after each commit
+Never:  is the truth: that is the store; a restart reads it all again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from engine.clock import Clock
+from engine.errors import NotFound
+from engine.quotas import limits_for
+from engine.store import live
+from engine.store.database import Database
+from engine.store.live import StoredDevice as Device
+from engine.vault import Vault, secret_context
+from runtimes.contract import Limits
+
+DEVICES_KEPT: Final = 200_000  # about 600 bytes each; the oldest is forgotten first
+__all__ = ["Catalogue", "Device", "Function", "Key", "Trigger", "Version"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """An API key's rights; the key itself is nowhere."""
+
+    id: str
+    project_id: str
+    scopes: frozenset[str]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Version:
+    """One live version with all it needs to run. A change of its bindings makes a new object."""
+
+    id: str
+    number: int
+    function_id: str
+    function: str
+    project_id: str
+    runtime: str
+    program: str  # JSON
+    handlers: tuple[str, ...]
+    overrides: dict[str, int]
+    allowed_hosts: tuple[str, ...]
+    bindings: dict[str, Any] = field(repr=False)  # holds secrets in the clear
+    live: bool = True  # False: replaced by a newer object; runs that hold it may still end in it
+    _limits: dict[str, Limits] = field(default_factory=dict, repr=False)
+
+    def limits(self, handler: str) -> Limits:
+        known = self._limits.get(handler)
+        if known is None:
+            known = self._limits[handler] = limits_for(handler, self.overrides)
+        return known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Function:
+    id: str
+    name: str
+    project_id: str
+    shares: tuple[tuple[int, Version], ...]  # (percent, version); percents sum to 100
+
+    def choose(self, execution_id: str) -> Version:
+        """Return the version that this execution runs: the same one at every attempt."""
+        if len(self.shares) == 1:
+            return self.shares[0][1]
+        point = int(execution_id[-6:], 16) % 100
+        for percent, version in self.shares:
+            point -= percent
+            if point < 0:
+                return version
+        return self.shares[-1][1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    id: str
+    function_id: str
+    keys: frozenset[str]  # empty: every key
+
+
+class Catalogue:
+    """In-memory view of one database."""
+
+    def __init__(self, database: Database, vault: Vault, clock: Clock) -> None:
+        self._database = database
+        self._vault = vault
+        self._clock = clock
+        self._projects: dict[str, str] = {}  # id or name -> id
+        self._keys: dict[str, Key] = {}
+        self._functions: dict[tuple[str, str], Function] = {}
+        self._functions_by_id: dict[str, Function] = {}
+        self._triggers: dict[str, tuple[Trigger, ...]] = {}
+        self.on_retired: Callable[[Version], None] = lambda _version: None
+        self._devices: dict[str, Device] = {}  # by id
+        self._devices_by_token: dict[str, Device] = {}
+
+    async def load(self) -> None:
+        await self.projects_changed()
+        await self.keys_changed()
+        await self._load_functions(None)
+        rows = await self._database.read(live.all_triggers)
+        for product_id in {row[1] for row in rows}:
+            self._triggers[product_id] = _triggers(rows, product_id)
+
+    def project(self, name_or_id: str) -> str | None:
+        """Return the project's id."""
+        return self._projects.get(name_or_id)
+
+    def key(self, key_hash: str) -> Key | None:
+        return self._keys.get(key_hash)
+
+    def function(self, project_id: str, name: str) -> Function | None:
+        return self._functions.get((project_id, name))
+
+    def function_by_id(self, function_id: str) -> Function | None:
+        return self._functions_by_id.get(function_id)
+
+    def triggers(self, product_id: str) -> tuple[Trigger, ...]:
+        return self._triggers.get(product_id, ())
+
+    def known_device(self, token: str) -> Device | None:
+        """Return the token's device if it is in memory; `device_by_token` also asks the store."""
+        return self._devices_by_token.get(token)
+
+    async def device_by_token(self, token: str) -> Device | None:
+        return self._devices_by_token.get(token) or self._keep(
+            await self._database.read(live.device, token=token)
+        )
+
+    async def device_by_id(self, project_id: str, device_id: str) -> Device:
+        """Return a device of the project.
+
+        Raises:
+            NotFound: there is none of that id in this project.
+        """
+        device = self._devices.get(device_id) or self._keep(
+            await self._database.read(live.device, device_id=device_id)
+        )
+        if device is None or device.project_id != project_id:
+            raise NotFound("device", device_id)
+        return device
+
+    async def projects_changed(self) -> None:
+        rows = await self._database.read(live.all_projects)
+        self._projects = {name: project_id for project_id, name in rows}
+        self._projects |= {project_id: project_id for project_id, _ in rows}
+
+    async def keys_changed(self) -> None:
+        rows = await self._database.read(live.all_keys)
+        self._keys = {
+            key_hash: Key(id=key_id, project_id=project_id, scopes=frozenset(scopes))
+            for key_hash, key_id, project_id, scopes in rows
+        }
+
+    async def function_changed(self, function_id: str) -> None:
+        await self._load_functions(function_id)
+
+    async def triggers_changed(self, product_id: str) -> None:
+        rows = await self._database.read(live.all_triggers, product_id)
+        self._triggers[product_id] = _triggers(rows, product_id)
+
+    async def device_changed(self, device_id: str) -> None:
+        known = self._devices.pop(device_id, None)
+        if known is not None:
+            self._devices_by_token.pop(known.token, None)
+        self._keep(await self._database.read(live.device, device_id=device_id))
+
+    async def connections_changed(self, project_id: str) -> None:
+        """Secrets and connections are part of what a version was loaded with: load anew."""
+        for function in tuple(self._functions_by_id.values()):
+            if function.project_id == project_id:
+                await self._load_functions(function.id)
+
+    async def _load_functions(self, function_id: str | None) -> None:
+        shares = await self._database.read(live.live_shares, function_id)
+        bindings: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {}
+        for project_id in {share.project_id for share in shares}:
+            bindings[project_id] = (
+                await self._database.read(live.sealed_secrets, project_id),
+                await self._database.read(live.connection_kinds, project_id),
+            )
+        found: dict[str, list[tuple[int, Version]]] = {}
+        for share in shares:
+            sealed, kinds = bindings[share.project_id]
+            version = self._version(share, sealed, kinds)
+            found.setdefault(share.function_id, []).append((share.percent, version))
+        if function_id is not None and (old := self._functions_by_id.pop(function_id, None)):
+            self._functions.pop((old.project_id, old.name), None)
+            for _, version in old.shares:
+                version.live = False
+                self.on_retired(version)
+        for versions in found.values():
+            first = versions[0][1]
+            function = Function(
+                id=first.function_id,
+                name=first.function,
+                project_id=first.project_id,
+                shares=tuple(versions),
+            )
+            self._functions[first.project_id, first.function] = function
+            self._functions_by_id[first.function_id] = function
+
+    def _version(
+        self, share: live.StoredShare, sealed: dict[str, bytes], kinds: dict[str, str]
+    ) -> Version:
+        opened = {
+            name: self._vault.open(
+                sealed[name], context=secret_context(share.project_id, name)
+            ).decode()
+            for name in share.secrets
+            if name in sealed
+        }
+        return Version(
+            id=share.version_id,
+            number=share.number,
+            function_id=share.function_id,
+            function=share.function,
+            project_id=share.project_id,
+            runtime=share.runtime,
+            program=share.program,
+            handlers=share.handlers,
+            overrides=share.limits,
+            allowed_hosts=share.allowed_hosts,
+            bindings={"variables": share.variables, "secrets": opened, "connections": kinds},
+        )
+
+    def _keep(self, device: Device | None) -> Device | None:
+        if device is None:
+            return None
+        if len(self._devices) >= DEVICES_KEPT:
+            oldest = self._devices.pop(next(iter(self._devices)))
+            self._devices_by_token.pop(oldest.token, None)
+        self._devices[device.id] = device
+        self._devices_by_token[device.token] = device
+        return device
+
+
+def _triggers(
+    rows: list[tuple[str, str, str, tuple[str, ...]]], product_id: str
+) -> tuple[Trigger, ...]:
+    return tuple(
+        Trigger(id=trigger_id, function_id=function_id, keys=frozenset(keys))
+        for trigger_id, of_product, function_id, keys in rows
+        if of_product == product_id
+    )

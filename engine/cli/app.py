@@ -1,0 +1,220 @@
+"""The command line: global options, and one table of every verb with an example.
+
+Path:   __main__ -> here -> session.command_of -> a verb in its own file
+"""
+
+from dataclasses import dataclass, field
+from importlib import metadata
+from inspect import Parameter
+from typing import Annotated, Final
+
+import typer
+from rich.markup import escape
+
+from engine.cli import deploy as deploying
+from engine.cli import devices, doctor, functions, history, invoke, logs, serve, vault
+from engine.cli.session import Session, Verb, command_of
+
+URL: Final = "http://127.0.0.1:8700"
+
+GROUPS: Final = {
+    "functions": "Deployed code.",
+    "trigger": "What makes a function run.",
+    "executions": "Runs.",
+    "deliveries": "Messages sent to providers.",
+    "products": "Kinds of device.",
+    "devices": "Devices and their values.",
+    "secret": "Secrets for functions.",
+    "connection": "Providers' credentials.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One verb: its place (`functions list`), what does it, examples that work as they stand."""
+
+    place: str
+    verb: Verb
+    examples: tuple[str, ...]
+    parameters: list[Parameter] | None = field(default=None)
+
+
+def _command(
+    place: str, verb: Verb, *examples: str, parameters: list[Parameter] | None = None
+) -> Command:
+    return Command(place=place, verb=verb, examples=examples, parameters=parameters)
+
+
+COMMANDS: Final = (
+    _command(
+        "serve",
+        serve.serve,
+        "cloudcode serve",
+        "cloudcode serve --port 8080 --data-dir /var/lib/cloudcode --isolation-required strict",
+        parameters=serve.options(),
+    ),
+    _command(
+        "deploy",
+        deploying.deploy,
+        "cloudcode deploy examples/alarms.ts --product weather --on write --key temp",
+        "cloudcode deploy ./my-function --message 'fix rounding' --percent 10",
+        "cloudcode deploy examples/forecast.js --host api.example.com --var UNIT=celsius",
+    ),
+    _command(
+        "invoke",
+        invoke.invoke,
+        """cloudcode invoke hello '{"name": "Ada"}'""",
+        "cloudcode invoke report @params.json --async",
+    ),
+    _command(
+        "logs",
+        logs.logs,
+        "cloudcode logs exe_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode logs --function alarms --limit 5",
+    ),
+    _command(
+        "tail",
+        logs.tail,
+        "cloudcode tail alarms",
+        "cloudcode tail alarms --json | jq .status",
+    ),
+    _command(
+        "doctor",
+        doctor.doctor,
+        "cloudcode doctor",
+        "cloudcode doctor --strict --json",
+        parameters=doctor.parameters(),
+    ),
+    _command("rollback", functions.rollback, "cloudcode rollback alarms"),
+    _command("limits", history.limits, "cloudcode limits --json"),
+    _command("functions list", functions.functions_list, "cloudcode functions list"),
+    _command("functions show", functions.functions_show, "cloudcode functions show alarms"),
+    _command(
+        "functions versions", functions.functions_versions, "cloudcode functions versions alarms"
+    ),
+    _command("functions delete", functions.functions_delete, "cloudcode functions delete alarms"),
+    _command(
+        "trigger add",
+        functions.trigger_add,
+        "cloudcode trigger add alarms --product weather --key temp",
+    ),
+    _command("trigger list", functions.trigger_list, "cloudcode trigger list --product weather"),
+    _command(
+        "trigger delete",
+        functions.trigger_delete,
+        "cloudcode trigger delete trg_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "executions list",
+        history.executions_list,
+        "cloudcode executions list --function alarms --status failed --limit 5",
+    ),
+    _command(
+        "executions show",
+        history.executions_show,
+        "cloudcode executions show exe_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "deliveries list",
+        history.deliveries_list,
+        "cloudcode deliveries list --connection ALERTS",
+    ),
+    _command("products add", devices.products_add, "cloudcode products add weather"),
+    _command("products list", devices.products_list, "cloudcode products list"),
+    _command(
+        "devices add",
+        devices.devices_add,
+        "cloudcode devices add roof --product weather --timezone America/Los_Angeles",
+    ),
+    _command("devices list", devices.devices_list, "cloudcode devices list --product weather"),
+    _command(
+        "devices write",
+        devices.devices_write,
+        "cloudcode devices write dev_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f temp=71.5 door=open",
+    ),
+    _command(
+        "devices read",
+        devices.devices_read,
+        "cloudcode devices read dev_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f temp --limit 10",
+    ),
+    _command(
+        "secret put",
+        vault.secret_put,
+        "cloudcode secret put API_TOKEN",
+        "cloudcode secret put API_TOKEN < token.txt",
+    ),
+    _command("secret list", vault.secret_list, "cloudcode secret list"),
+    _command("secret delete", vault.secret_delete, "cloudcode secret delete API_TOKEN"),
+    _command(
+        "connection put",
+        vault.connection_put,
+        "cloudcode connection put ALERTS --kind slack --credentials slack.json",
+        "cloudcode connection put ALERTS --kind slack --credential webhook_url=https://hooks.slack.com/services/T0/B0/X",
+    ),
+    _command("connection list", vault.connection_list, "cloudcode connection list"),
+    _command("connection delete", vault.connection_delete, "cloudcode connection delete ALERTS"),
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(metadata.version("cloudcode-engine"))
+        raise typer.Exit
+
+
+def build() -> typer.Typer:
+    """Return the whole command line, ready to be called."""
+    root = _typer("Cloud code for devices: deploy functions, feed them events, read what they did.")
+    root.callback(
+        epilog=_examples("cloudcode serve", "cloudcode --url http://box:8700 functions list")
+    )(_global_options)
+    groups = {name: _typer(text) for name, text in GROUPS.items()}
+    for command in COMMANDS:
+        group, _, name = command.place.rpartition(" ")
+        home = groups[group] if group else root
+        home.command(name, epilog=_examples(*command.examples))(
+            command_of(command.verb, command.parameters)
+        )
+    for name, app in groups.items():
+        root.add_typer(app, name=name)
+    return root
+
+
+def _global_options(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="CLOUDCODE_URL", help="Where the engine is.")] = URL,
+    key: Annotated[
+        str, typer.Option(envvar="CLOUDCODE_KEY", help="API key.", show_default=False)
+    ] = "",
+    project: Annotated[
+        str,
+        typer.Option(
+            envvar="CLOUDCODE_PROJECT",
+            help="With an admin key: another project than the key's own.",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout; messages stay on stderr.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+    ] = False,
+) -> None:
+    del version
+    context.obj = Session(url=url, key=key, project=project, as_json=as_json)
+
+
+def _typer(text: str) -> typer.Typer:
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,  # would print local variables, keys among them
+        rich_markup_mode="rich",
+    )
+
+
+def _examples(*lines: str) -> str:
+    # A blank line keeps each on a line of its own in Typer's epilog.
+    return "\n\n".join(("Examples:", *(escape(line) for line in lines)))

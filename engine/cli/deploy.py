@@ -1,0 +1,154 @@
+"""`cloudcode deploy`: makes a function, or uploads a new version of it and puts that live.
+
+Path:   files -> source -> here -> POST functions | versions -> deployments -> triggers
+Never:  sends what the user did not give: the latest version's limits, hosts and so on then stay.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from engine.cli.client import segment
+from engine.cli.failures import Misused, Refused
+from engine.cli.session import Session
+from engine.cli.source import DoesNotCompile, Source, read_source
+
+ALL: Final = 100  # percent
+
+
+def deploy(
+    session: Session,
+    *,
+    path: Annotated[Path, typer.Argument(help="A .js or .ts file, or a folder of them.")],
+    name: Annotated[str, typer.Option(help="The function's name; else the file's.")] = "",
+    main: Annotated[str, typer.Option(help="In a folder: the file that starts.")] = "",
+    message: Annotated[str, typer.Option("--message", "-m", help="Why, for the history.")] = "",
+    host: Annotated[
+        list[str] | None, typer.Option(help="A host that fetch may reach; may be repeated.")
+    ] = None,
+    var: Annotated[
+        list[str] | None, typer.Option(help="K=V: a variable in env; may be repeated.")
+    ] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="A secret that env shows; may be repeated.")
+    ] = None,
+    cpu_ms: Annotated[int | None, typer.Option(help="Limit of CPU per run.", min=1)] = None,
+    wall_ms: Annotated[int | None, typer.Option(help="Limit of time per run.", min=1)] = None,
+    memory_mb: Annotated[int | None, typer.Option(help="Limit of the heap.", min=1)] = None,
+    percent: Annotated[
+        int, typer.Option(help="Share of runs that get the new version.", min=1, max=ALL)
+    ] = ALL,
+    product: Annotated[str, typer.Option(help="Run it on what this product's devices do.")] = "",
+    on: Annotated[str, typer.Option(help="With --product: write.")] = "write",
+    key: Annotated[
+        list[str] | None, typer.Option(help="With --product: only these keys; may be repeated.")
+    ] = None,
+) -> None:
+    """Upload a function and put it live; the second time, a new version of it."""
+    if key and not product:
+        raise Misused(
+            "--key here names a device's value and needs --product",
+            remedy="the API key goes before the verb: cloudcode --key cck_... deploy ...",
+        )
+    source = read_source(path, main=main)
+    function = name or _name_of(path)
+    wanted = {
+        "allowed_hosts": host,
+        "variables": None if var is None else dict(_pair(pair) for pair in var),
+        "secrets": secret,
+        "limits": _limits(cpu_ms=cpu_ms, wall_ms=wall_ms, memory_mb=memory_mb),
+        "message": message or None,
+    }
+    body = {
+        "files": source.files,
+        "main": source.main,
+        **{field: value for field, value in wanted.items() if value is not None},
+    }
+    done = _upload(session, function, body, source, percent)
+    if product:
+        done["trigger"] = _trigger(session, function, product, on, key or [])
+    session.screen.text(done, _summary(done))
+
+
+def _upload(
+    session: Session, function: str, body: dict[str, Any], source: Source, percent: int
+) -> dict[str, Any]:
+    live = _live(session, function)
+    try:
+        if live is None:
+            if percent != ALL:
+                raise Misused(
+                    f"{function} is new: there is no version to share with at {percent} %"
+                )
+            return dict(session.client.post("/v1/functions", {"name": function, **body}))
+        path = f"/v1/functions/{segment(function)}"
+        at_once = percent == ALL or not live
+        made = session.client.post(f"{path}/versions", body, deploy="true" if at_once else "false")
+    except Refused as refused:
+        if refused.code == "compile_error":
+            raise DoesNotCompile(refused.problem, source.files) from None
+        raise
+    done = {"name": function, **made}
+    if not at_once:
+        shares = [
+            {"version": made["version"], "percent": percent},
+            {"version": max(live, key=live.__getitem__), "percent": ALL - percent},
+        ]
+        message = body.get("message", "")
+        session.client.post(f"{path}/deployments", {"versions": shares, "message": message})
+        done |= {"deployed": True, "percent": percent}
+    return done
+
+
+def _live(session: Session, function: str) -> dict[int, int] | None:
+    """Return the live versions and their percent; None when there is no such function."""
+    try:
+        found = session.client.get(f"/v1/functions/{segment(function)}")
+    except Refused as refused:
+        if refused.code == "not_found":
+            return None
+        raise
+    return {live["version"]: live["percent"] for live in found["live"]}
+
+
+def _trigger(
+    session: Session, function: str, product: str, on: str, keys: list[str]
+) -> dict[str, Any]:
+    # Deploying twice must not run the function twice for each write.
+    wanted = session.client.get(f"/v1/products/{segment(product)}")
+    for trigger in session.client.items("/v1/triggers", count_max=1000, function=function):
+        same_product = trigger["product"] in (wanted["id"], wanted["name"])
+        if same_product and trigger["on"] == on and sorted(trigger["keys"]) == sorted(keys):
+            return dict(trigger)
+    body = {"function": function, "product": product, "on": on, "keys": keys}
+    return dict(session.client.post("/v1/triggers", body))
+
+
+def _limits(**limits: int | None) -> dict[str, int] | None:
+    return {name: value for name, value in limits.items() if value is not None} or None
+
+
+def _pair(pair: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise Misused(f"--var {pair!r} is not K=V")
+    return name, value
+
+
+def _name_of(path: Path) -> str:
+    stem = path.resolve().stem if path.is_file() else path.resolve().name
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")
+
+
+def _summary(done: dict[str, Any]) -> str:
+    share = f" at {done['percent']} %" if "percent" in done else ""
+    lines = [
+        f"{done['name']} version {done['version']} is live{share}",
+        f"handlers: {', '.join(done['handlers']) or 'none'}",
+    ]
+    if trigger := done.get("trigger"):
+        keys = ", ".join(trigger["keys"]) or "every key"
+        lines.append(f"runs on {trigger['on']} of product {trigger['product']} ({keys})")
+    return "\n".join(lines)

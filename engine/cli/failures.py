@@ -1,0 +1,106 @@
+"""What ends a command with a non-zero exit code: what was asked, what was found, what to do.
+
+Failure
+|- Unreachable    nobody's: there is no server there, or it does not answer in time
+|- NotAnEngine    the caller's: something else answers at that URL
+|- Misused        the caller's: an argument is wrong in a way that only we can see
+`- Refused        the caller's, mostly: the engine answered with a problem (RFC 9457)
+   `- DoesNotCompile   the author's: in source.py, shown with the line of their own file
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+REMEDIES: Final[Mapping[str, str]] = {
+    "unauthorized": "give an API key with --key or CLOUDCODE_KEY; "
+    "the first start of `cloudcode serve` prints the admin key once",
+    "forbidden_scope": "use a key that holds the scope; "
+    'an admin makes one with POST /v1/api-keys {"name": ..., "scopes": [...]}',
+    "not_found": "see what there is: `cloudcode functions list`, `cloudcode devices list`, "
+    "`cloudcode products list`",
+    "rate_limited": "try again later; `cloudcode limits` shows the limits",
+    "function_error": "read what it wrote: `cloudcode logs EXECUTION`",
+    "function_timeout": "raise it with `cloudcode deploy --wall-ms`; "
+    "`cloudcode limits` shows the most",
+    "cpu_exceeded": "raise it with `cloudcode deploy --cpu-ms`; `cloudcode limits` shows the most",
+    "memory_exceeded": "raise it with `cloudcode deploy --memory-mb`; "
+    "`cloudcode limits` shows the most",
+    "payload_too_large": "`cloudcode limits` shows every size",
+}
+
+
+class Failure(Exception):
+    """The command could not be done. Printed by `screen`, exit code 1."""
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(message)
+
+    def lines(self) -> list[str]:
+        """Return what to print, in order, without the remedy."""
+        return [self.message]
+
+    def document(self) -> dict[str, Any]:
+        """Return the same for `--json`."""
+        return {"detail": self.message, "remedy": self.remedy}
+
+
+class Unreachable(Failure):
+    """No connection, or no answer in time."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"cannot reach the engine at {url}: {reason}",
+            remedy="start one with `cloudcode serve`, or name another with --url or CLOUDCODE_URL",
+        )
+
+
+class NotAnEngine(Failure):
+    """Something answered, but not as the engine would."""
+
+    def __init__(self, url: str, found: str) -> None:
+        super().__init__(
+            f"what answers at {url} is not a cloudcode engine: {found}",
+            remedy="check --url or CLOUDCODE_URL",
+        )
+
+
+class Misused(Failure):
+    """An argument that cannot be used; the message names it."""
+
+
+class Refused(Failure):
+    """The engine answered with a problem document; nothing was changed."""
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        self.problem = dict(problem)
+        self.code = str(problem.get("code", ""))
+        self.status = int(problem.get("status", 0))
+        detail = str(problem.get("detail") or problem.get("title") or "refused without a reason")
+        super().__init__(detail, remedy=str(problem.get("remedy") or REMEDIES.get(self.code, "")))
+
+    def lines(self) -> list[str]:
+        """Return the detail, each wrong field, the limit that was hit and where to look."""
+        label = " ".join(str(part) for part in (self.status or "", self.code) if part)
+        lines = [f"{self.message} ({label})" if label else self.message]
+        for error in self.problem.get("errors") or ():
+            pointer, message = str(error.get("pointer", "")), str(error.get("message", ""))
+            if message == self.message:
+                lines += [f"  at {pointer}"] if pointer else []
+            else:
+                lines.append(f"  {pointer or 'body'}: {message}")
+        if limit := self.problem.get("limit"):
+            lines.append(
+                f"  limit {limit.get('name')} is {limit.get('value')}, used {limit.get('used')}"
+            )
+        thrown = self.problem.get("error") or {}
+        if stack := thrown.get("stack"):
+            lines += [f"  {line}" for line in str(stack).splitlines()]
+        for name in ("execution_id", "request_id"):
+            if self.problem.get(name):
+                lines.append(f"  {name}: {self.problem[name]}")
+        return lines
+
+    def document(self) -> dict[str, Any]:
+        return {**self.problem, "remedy": self.remedy}

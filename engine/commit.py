@@ -1,0 +1,198 @@
+"""Settles a run that has ended: its record and its effects in one transaction, then the follow-ups.
+
+Path:   dispatch -> settle -> journal -> new runs to dispatch, deliveries to the outbox, the answer
+Never:  lets an effect out of a run that did not succeed, or before its record is on disk.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from engine.catalogue import Catalogue
+from engine.events import Events
+from engine.metrics import Metrics
+from engine.run import DeliveryEffect, Run, WriteEffect
+from engine.stacks import authors_stack
+from engine.store.journal import Commit, Journal
+from engine.store.tables import deliveries, executions, run_queue
+from engine.tails import Tails
+from runtimes.contract import GuestError, Outcome
+
+RETRY_S: Final = 1.0  # after a commit that the database refused
+STORED_LOG_LEVEL: Final = "warn"
+_log = structlog.get_logger()
+_encode: Final = msgspec.json.encode
+
+
+class Settler:
+    """Writes the record of every run."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        events: Events,
+        catalogue: Catalogue,
+        tails: Tails,
+        metrics: Metrics,
+        *,
+        submit: Callable[[Run], None],
+        notice: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._journal = journal
+        self._events = events
+        self._catalogue = catalogue
+        self._tails = tails
+        self._metrics = metrics
+        self._submit = submit
+        self._notice = notice
+
+    def settle(self, run: Run) -> None:
+        """Commit the run's record with its effects; `run.on_end` is called when that is done.
+
+        A run without effects has nothing to wait for: its caller is answered at once, its record
+        follows within milliseconds.
+        """
+        if run.outcome is not Outcome.SUCCEEDED:
+            run.effects = []
+        deleted = self._catalogue.function_by_id(run.version.function_id) is None
+        if run.queued and deleted:
+            run.effects = []  # it was cancelled with its function: the record is there already
+        _explain(run)
+        commit = Commit()
+        caused, delivery_ids, effects = self._effects(run, commit)
+        record = _record(run, effects)
+        if run.queued:
+            commit.delete(run_queue, run.execution_id)
+            commit.insert_new(executions, record)
+        else:
+            commit.insert(executions, record)
+        lazy = not run.effects
+        if lazy:
+            self._ended(run, (), ())
+
+        def done(_result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._refused(run, error, lazy=lazy)
+            elif not lazy:
+                self._ended(run, caused, delivery_ids)
+
+        commit.done = done
+        self._journal.submit(commit, lazy=lazy)
+
+    def _effects(
+        self, run: Run, commit: Commit
+    ) -> tuple[list[Run], list[str], list[dict[str, Any]]]:
+        caused: list[Run] = []
+        delivery_ids: list[str] = []
+        shown: list[dict[str, Any]] = []
+        now_ms = run.created_ms + (run.ended_ns - run.created_ns) // 1_000_000
+        for effect in run.effects:
+            if isinstance(effect, WriteEffect):
+                accepted = self._events.accept(
+                    commit, effect.device, effect.values, source="function", parent=run
+                )
+                caused += accepted.runs
+                shown.append(
+                    {
+                        "kind": "write",
+                        "device": effect.device.id,
+                        "values": len(effect.values),
+                        "event_id": accepted.event_id,
+                    }
+                )
+            else:
+                commit.insert(deliveries, _delivery(run, effect, len(delivery_ids), now_ms))
+                delivery_ids.append(effect.id)
+                shown.append(
+                    {"kind": "delivery", "id": effect.id, "connection": effect.connection}
+                )
+        return caused, delivery_ids, shown
+
+    def _ended(self, run: Run, caused: Iterable[Run], delivery_ids: Iterable[str]) -> None:
+        self._metrics.run_ended(run)
+        self._tails.report(run)
+        for following in caused:
+            self._submit(following)
+        if delivery_ids:
+            self._notice(delivery_ids)
+        if run.on_end is not None:
+            run.on_end(run)
+
+    def _refused(self, run: Run, error: BaseException, *, lazy: bool) -> None:
+        """The database did not take it: nothing of the run happened, so it may run again."""
+        _log.error("run_not_recorded", execution_id=run.execution_id, error=str(error))
+        if lazy or not run.queued:
+            run.outcome = Outcome.FAILED
+            run.error = GuestError(name="StoreFailed", message="the result could not be stored")
+            if not lazy and run.on_end is not None:
+                run.on_end(run)
+        if run.queued:
+            run.start_again()
+            run.outcome = None
+            asyncio.get_running_loop().call_later(RETRY_S, self._submit, run)
+
+
+def _explain(run: Run) -> None:
+    """Finish the log and turn the guest's error into the author's own file and line."""
+    if run.log_dropped:
+        limits = run.limits
+        text = (
+            f"log cut: {run.log_dropped} more lines; the limits are {limits.log_lines} lines "
+            f"and {limits.log_bytes} bytes a run"
+        )
+        run.log.append((STORED_LOG_LEVEL, run.clock_ms, text))
+    if run.error is not None and not run.error.file:
+        run.error = authors_stack(run.error, run.version.program)
+
+
+def _record(run: Run, effects: list[dict[str, Any]]) -> tuple[Any, ...]:
+    report: dict[str, Any] = {
+        "root_id": run.root_id,
+        "depth": run.depth,
+        "cold_start": run.cold,
+        "effects": effects,
+    }
+    if run.error is not None:
+        report["error"] = run.error
+    if run.limit is not None:
+        report["limit"] = run.limit
+    if run.transcript:
+        report["transcript"] = [msgspec.Raw(item) for item in run.transcript]
+    assert run.outcome is not None
+    version = run.version
+    return (
+        version.project_id,
+        run.execution_id,
+        version.function_id,
+        version.function,
+        version.number,
+        run.cause,
+        run.handler,
+        run.event_id,
+        None if run.device is None else run.device.id,
+        run.outcome.value,
+        run.created_ms,
+        run.clock_ms,
+        run.seed,
+        run.attempt,
+        run.queue_ns // 1000,
+        run.wall_ns // 1000,
+        run.cpu_ns // 1000,
+        run.peak_bytes,
+        None if run.event_id is not None else run.input.decode(),
+        run.result.decode() if run.outcome is Outcome.SUCCEEDED else None,
+        _encode(report).decode(),
+        _encode(run.log).decode() if run.log else None,
+    )
+
+
+def _delivery(run: Run, effect: DeliveryEffect, position: int, now_ms: int) -> tuple[Any, ...]:
+    return (
+        effect.id, run.project_id, run.execution_id, position, effect.connection, effect.kind,
+        effect.payload, "queued", 0, now_ms, now_ms, None,
+    )  # fmt: skip
+
+

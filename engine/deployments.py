@@ -1,0 +1,172 @@
+"""Decides which versions of a function are live, and in what shares. The newest deployment counts.
+
+Path:   api.deployments, functions -> here -> store.deployments; the catalogue reads the newest
+Never:  makes a version live that lacks a secret, or the handler that a trigger needs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sqlalchemy import Connection
+
+from engine.control import Control
+from engine.errors import Conflict, Invalid, NotFound
+from engine.ids import new_id
+from engine.names import check_message
+from engine.store.deployments import (
+    Deployment,
+    Share,
+    deployment_before,
+    insert_deployment,
+    live_deployment,
+)
+from engine.store.functions import Function, VersionSummary, find_function, find_summaries
+from engine.store.triggers import triggers_of_function
+from engine.store.vaulted import get_secrets
+from engine.triggers import HANDLERS, without_handler
+
+SHARES_MAX: Final = 2
+WHOLE: Final = 100
+
+NewId = Callable[[str], str]
+"""`engine.ids.new_id`. The newest id is live, so it is made inside the writer's transaction."""
+
+
+async def deploy(
+    control: Control, project_id: str, name: str, shares: Sequence[Share], message: str = ""
+) -> Deployment:
+    """Make these versions live.
+
+    Raises:
+        Invalid: the shares are not 1 or 2 different versions that sum to 100 %, a version does
+            not exist, lacks a secret, or lacks a handler that a trigger needs.
+    """
+    check_message(message)
+    _check_shares(shares)
+    deployment = await control.journal.run(
+        _deploy,
+        project_id,
+        name,
+        shares=tuple(shares),
+        message=message,
+        now_ms=control.clock(),
+        new_id=new_id,
+    )
+    await control.catalogue.function_changed(deployment.function_id)
+    return deployment
+
+
+async def roll_back(control: Control, project_id: str, name: str) -> Deployment:
+    """Deploy again what was live before what is live now.
+
+    Raises:
+        Conflict: nothing else was ever live.
+    """
+    deployment = await control.journal.run(
+        _roll_back, project_id, name, now_ms=control.clock(), new_id=new_id
+    )
+    await control.catalogue.function_changed(deployment.function_id)
+    return deployment
+
+
+def whole(version: VersionSummary, deployment_id: str) -> Deployment:
+    """Return the deployment of one version alone, made together with it."""
+    return Deployment(
+        id=deployment_id,
+        function_id=version.function_id,
+        versions=(Share(version=version.number, percent=WHOLE),),
+        message=version.message,
+        created_ms=version.created_ms,
+    )
+
+
+def put_live(connection: Connection, function: Function, deployment: Deployment) -> None:
+    """Insert the deployment if each of its versions can run. In the writer's transaction."""
+    numbers = [share.version for share in deployment.versions]
+    found = find_summaries(connection, function.id, numbers)
+    for position, number in enumerate(numbers):
+        if number not in found:
+            raise Invalid(
+                f"{function.name} has no version {number}", f"/versions/{position}/version"
+            )
+        check_secrets(connection, function.project_id, found[number])
+    lacking = without_handler(found.values())
+    if lacking is not None and (bound := triggers_of_function(connection, function.id)):
+        raise Invalid(
+            f"version {lacking.number} has no {' or '.join(HANDLERS)}, which "
+            f"{', '.join(trigger.id for trigger in bound[:3])} needs; its handlers: "
+            f"{', '.join(lacking.handlers)}",
+            "/versions",
+        )
+    insert_deployment(connection, deployment)
+
+
+def check_secrets(connection: Connection, project_id: str, version: VersionSummary) -> None:
+    """Refuse a version that names a secret which the project does not have."""
+    known = get_secrets(connection, project_id, version.secrets)
+    for position, name in enumerate(version.secrets):
+        if name not in known:
+            raise Invalid(
+                f"there is no secret {name}; PUT /v1/secrets/{name} first", f"/secrets/{position}"
+            )
+
+
+def _check_shares(shares: Sequence[Share]) -> None:
+    if not 1 <= len(shares) <= SHARES_MAX:
+        raise Invalid(f"must be 1 to {SHARES_MAX} versions, not {len(shares)}", "/versions")
+    for position, share in enumerate(shares):
+        if not 1 <= share.percent <= WHOLE:
+            raise Invalid(f"must be 1 to {WHOLE}", f"/versions/{position}/percent")
+    total = sum(share.percent for share in shares)
+    if total != WHOLE:
+        raise Invalid(f"the percents sum to {total}; they must sum to {WHOLE}", "/versions")
+    if len({share.version for share in shares}) != len(shares):
+        raise Invalid("the versions must differ", "/versions")
+
+
+def _deploy(
+    connection: Connection,
+    project_id: str,
+    name: str,
+    *,
+    shares: tuple[Share, ...],
+    message: str,
+    now_ms: int,
+    new_id: NewId,
+) -> Deployment:
+    function = _function(connection, project_id, name)
+    deployment = Deployment(
+        id=new_id("dep"),
+        function_id=function.id,
+        versions=shares,
+        message=message,
+        created_ms=now_ms,
+    )
+    put_live(connection, function, deployment)
+    return deployment
+
+
+def _roll_back(
+    connection: Connection, project_id: str, name: str, *, now_ms: int, new_id: NewId
+) -> Deployment:
+    function = _function(connection, project_id, name)
+    live = live_deployment(connection, function.id)
+    before = deployment_before(connection, live) if live else None
+    if before is None:
+        raise Conflict(f"{name} has no deployment before the live one")
+    deployment = Deployment(
+        id=new_id("dep"),
+        function_id=function.id,
+        versions=before.versions,
+        message=f"rollback to {before.id}",
+        created_ms=now_ms,
+    )
+    put_live(connection, function, deployment)
+    return deployment
+
+
+def _function(connection: Connection, project_id: str, name: str) -> Function:
+    function = find_function(connection, project_id, name)
+    if function is None:
+        raise NotFound("function", name)
+    return function

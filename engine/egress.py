@@ -1,0 +1,277 @@
+"""Sends every HTTP request that a guest or a connector asks for, and guards where it goes.
+
+Path:   hostcalls.fetch, connectors.* -> here -> the network
+Never:  connects to an address it has not checked; looks a name up twice; follows a redirect;
+        keeps a cookie; reads a proxy from the environment (a proxy would resolve names itself).
+
+The check stands in the network backend, so no request can go around it, whatever its URL says.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+import httpcore
+import httpx
+
+from engine.addresses import Network, why_forbidden
+from engine.errors import HostCallRefused
+
+MIB: Final = 1024 * 1024
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Returns the addresses of a host, best first; raises OSError when there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressLimits:
+    """Of one Egress, whoever asks."""
+
+    connections: int = 256  # at once, idle ones included
+    idle_ms: int = 4_000  # below the 5 s after which common servers close an idle connection
+    connect_ms: int = 5_000  # per address
+    addresses_tried: int = 3
+    resolver_threads: int = 16  # a slow name server must not take the engine's other threads
+
+    def __post_init__(self) -> None:
+        assert self.addresses_tried > 0, self
+        assert 0 < self.resolver_threads <= self.connections, self
+
+
+class EgressRefused(HostCallRefused):
+    """The caller's: the request may not be sent. Trying again does not help."""
+
+    code = "egress_refused"
+
+    def __init__(self, detail: str, reason: str) -> None:
+        self.reason = reason  # scheme | host | address | redirect: a label of metrics
+        super().__init__(detail)
+
+
+class EgressFailed(HostCallRefused):
+    """The network's or the other server's: there is no answer. Trying again may help."""
+
+    code = "egress_failed"
+
+    def __init__(self, detail: str, reason: str) -> None:
+        self.reason = reason  # timeout | dns | connect | tls | disconnected | protocol
+        super().__init__(detail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the server answered. `truncated`: there was more body than asked for."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[str, str], ...]  # names in lower case
+    body: bytes
+    truncated: bool = False
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of this (lower case) name."""
+        return next((value for known, value in self.headers if known == name), None)
+
+
+class Egress:
+    """One pool of connections to checked addresses."""
+
+    def __init__(
+        self,
+        allow: Sequence[Network],
+        *,
+        resolve: Resolve | None = None,
+        tls: ssl.SSLContext | None = None,
+        limits: EgressLimits | None = None,
+    ) -> None:
+        limits = limits or EgressLimits()
+        self.blocked: Counter[str] = Counter()  # by reason
+        self._threads = ThreadPoolExecutor(limits.resolver_threads, thread_name_prefix="egress-dns")
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls or httpx.create_ssl_context(trust_env=False),
+            max_connections=limits.connections,
+            max_keepalive_connections=limits.connections,
+            keepalive_expiry=limits.idle_ms / 1000,
+            network_backend=_CheckedNetwork(allow, resolve or self._look_up, limits),
+        )
+
+    async def request(
+        self,
+        method: str,
+        url: httpx.URL,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
+        timeout_ms: int,
+        response_bytes_max: int = MIB,
+    ) -> Response:
+        """Send one request and read its answer.
+
+        Args:
+            method: as it goes on the wire.
+            url: absolute; its fragment and user are not sent.
+            headers: without Host and Content-Length, which are made here.
+            body: None sends no body and no Content-Length.
+            timeout_ms: for all of it: name, connection, request, answer.
+            response_bytes_max: reading stops here; the answer says `truncated`.
+
+        Raises:
+            EgressRefused: the scheme or the address is not allowed.
+            EgressFailed: no answer, or none in time.
+        """
+        try:
+            _check_url(url)
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await self._exchange(method, url, headers, body, response_bytes_max)
+        except EgressRefused as error:
+            self.blocked[error.reason] += 1
+            raise
+        except TimeoutError as error:
+            raise EgressFailed(
+                f"{url.host} did not answer within {timeout_ms} ms", "timeout"
+            ) from error
+        except (
+            httpcore.NetworkError,
+            httpcore.TimeoutException,
+            httpcore.ProtocolError,
+            OSError,
+        ) as error:
+            raise _failed(error, url.host) from error
+
+    async def close(self) -> None:
+        await self._pool.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: Iterable[tuple[str, str]],
+        body: bytes | None,
+        response_bytes_max: int,
+    ) -> Response:
+        wire = [(b"Host", url.netloc)]
+        wire += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
+        if body is not None:
+            wire.append((b"Content-Length", b"%d" % len(body)))
+        target = httpcore.URL(
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+        )
+        content = bytearray()
+        async with self._pool.stream(method, target, headers=wire, content=body) as answer:
+            async for chunk in answer.aiter_stream():
+                content += chunk
+                if len(content) > response_bytes_max:
+                    break  # leaving the block closes the connection: the rest is not read
+        return Response(
+            status=answer.status,
+            reason=answer.extensions.get("reason_phrase", b"").decode("latin-1"),
+            headers=tuple(
+                (name.decode("latin-1").lower(), value.decode("latin-1"))
+                for name, value in answer.headers
+            ),
+            body=bytes(content[:response_bytes_max]),
+            truncated=len(content) > response_bytes_max,
+        )
+
+    async def _look_up(self, host: str, port: int) -> Sequence[str]:
+        # Not `loop.getaddrinfo`: it waits in threads that the rest of the engine needs.
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, _getaddrinfo, host, port)
+        return list(dict.fromkeys(found))
+
+
+class _CheckedNetwork(httpcore.AsyncNetworkBackend):
+    """Turns a host into checked addresses and connects to one of those.
+
+    The URL keeps its name, so Host, SNI and the certificate's check are those of the name.
+    """
+
+    def __init__(self, allow: Sequence[Network], resolve: Resolve, limits: EgressLimits) -> None:
+        self._allow = tuple(allow)
+        self._resolve = resolve
+        self._limits = limits
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109, ARG002 - the signature is httpcore's
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            addresses = self._permitted(await self._resolve(host, port))
+        except OSError as error:  # socket.gaierror is one
+            raise EgressFailed(f"the name {host} cannot be resolved", "dns") from error
+        failure: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
+        for address in addresses[: self._limits.addresses_tried]:
+            try:
+                return await self._network.connect_tcp(
+                    address, port, self._limits.connect_ms / 1000, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure or httpcore.ConnectError("no address")
+
+    async def connect_unix_socket(
+        self,
+        path: str,  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ASYNC109, ARG002
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002
+    ) -> httpcore.AsyncNetworkStream:
+        raise EgressRefused("a request cannot go to a Unix socket", "address")
+
+    def _permitted(self, found: Sequence[str]) -> list[str]:
+        """Return the addresses that a connection may go to.
+
+        Raises:
+            EgressRefused: there is none; names the first and the operator's remedy.
+        """
+        permitted = []
+        refused = []
+        for text in found:
+            address = ip_address(text)
+            word = why_forbidden(address, self._allow)
+            if word is None:
+                permitted.append(text)
+            else:
+                network = f"{str(address).partition('%')[0]}/{address.max_prefixlen}"
+                refused.append(
+                    f"address {address} is {word}; "
+                    f"the operator can allow it with CLOUDCODE_EGRESS_ALLOW={network}"
+                )
+        if refused and not permitted:
+            raise EgressRefused(refused[0], "address")
+        return permitted
+
+
+def _getaddrinfo(host: str, port: int) -> list[str]:
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [str(answer[4][0]) for answer in answers]
+
+
+def _check_url(url: httpx.URL) -> None:
+    if url.scheme not in ("http", "https"):
+        raise EgressRefused(f"only http and https are possible, not {url.scheme!r}", "scheme")
+    if not url.raw_host:
+        raise EgressRefused("the URL names no host", "scheme")
+
+
+def _failed(error: Exception, host: str) -> EgressFailed:
+    if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
+        return EgressFailed(f"no TLS connection to {host}: {error}", "tls")
+    if isinstance(error, httpcore.ConnectTimeout):
+        return EgressFailed(f"no connection to {host} in time", "timeout")
+    if isinstance(error, httpcore.ConnectError):
+        return EgressFailed(f"no connection to {host}: {error}", "connect")
+    if isinstance(error, httpcore.ProtocolError):
+        return EgressFailed(f"{host} did not answer in HTTP: {error}", "protocol")
+    return EgressFailed(f"{host} closed the connection without an answer", "disconnected")

@@ -1,0 +1,265 @@
+"""Takes device writes: checks the values, matches triggers, and puts all of it into one commit.
+
+Path:   api.hot, hostcalls.devices -> check_values -> accept -> journal -> dispatch
+Never:  answers for itself: the caller answers once the commit is on disk.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from engine.catalogue import Catalogue, Device
+from engine.clock import Clock, iso
+from engine.errors import Invalid, PayloadTooLarge
+from engine.ids import new_id
+from engine.quotas import EVENT_BYTES_MAX, WRITE_VALUES_MAX
+from engine.run import Run, Value
+from engine.store.journal import Commit
+from engine.store.tables import events, resources, run_queue, values
+
+DEPTH_MAX: Final = 5  # writes of functions that trigger functions that write ...
+KEY: Final = re.compile(r"\$?[A-Za-z0-9._-]{1,128}")
+RESOURCES_KNOWN_MAX: Final = 500_000
+_COMPACT: Final = re.compile(r"(\d{4})(\d\d)(\d\d)T?(\d\d)(\d\d)(\d\d)")
+_YEAR_MS_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+_encode: Final = msgspec.json.encode
+
+
+class _Geo(msgspec.Struct):
+    lat: float
+    long: float
+
+
+class RawValue(msgspec.Struct):
+    """One value as a device sends it; what it does not know is passed over, as the old API did."""
+
+    key: str
+    value: msgspec.Raw
+    datetime: str | int | None = None
+    geo: _Geo | None = None
+
+
+class RawWrite(msgspec.Struct):
+    """The body of a device write."""
+
+    values: list[RawValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What one write put into a commit."""
+
+    event_id: str
+    runs: list[Run]
+
+
+def check_values(raw: Sequence[RawValue], now_ms: int) -> tuple[Value, ...]:
+    """Return the values, ready for the store.
+
+    Raises:
+        Invalid: names the value and the field.
+        PayloadTooLarge: together they are larger than an event may be.
+    """
+    if not 1 <= len(raw) <= WRITE_VALUES_MAX:
+        raise Invalid(f"values has {len(raw)} items; 1 to {WRITE_VALUES_MAX} are allowed", "/values")
+    checked = []
+    used = 0
+    for at, value in enumerate(raw):
+        text = bytes(value.value)
+        used += len(text) + len(value.key)
+        if not KEY.fullmatch(value.key):
+            raise Invalid(
+                f"key {value.key[:80]!r} must be 1 to 128 letters, digits, '.', '-' or '_'",
+                f"/values/{at}/key",
+            )
+        if text == b"null":
+            raise Invalid("value must not be null", f"/values/{at}/value")
+        try:
+            at_ms = now_ms if value.datetime is None else parse_time(value.datetime)
+        except ValueError as error:
+            raise Invalid(str(error), f"/values/{at}/datetime") from None
+        geo = None if value.geo is None else _encode(value.geo).decode()
+        checked.append(Value(key=value.key, json=text.decode(), at_ms=at_ms, geo=geo))
+    if used > EVENT_BYTES_MAX:
+        raise PayloadTooLarge("the write", "event_bytes", EVENT_BYTES_MAX, used)
+    return tuple(checked)
+
+
+@lru_cache(maxsize=4096)
+def parse_time(text: str | int) -> int:
+    """Return milliseconds since the epoch of `YYYYMMDDHHmmss`, `YYYYMMDDTHHmmss`, ISO 8601 or ms.
+
+    Raises:
+        ValueError: it is none of these, or outside of the years 1 to 9999.
+    """
+    if isinstance(text, int):
+        if not 0 <= text <= _YEAR_MS_MAX:
+            raise ValueError(f"{text} is not a time in milliseconds since 1970")
+        return text
+    try:
+        if match := _COMPACT.fullmatch(text):
+            year, month, day, hour, minute, second = (int(part) for part in match.groups())
+            moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+        else:
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+        return round(moment.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text[:80]!r} is not a time; use 2010-10-28T12:18:56.799Z or YYYYMMDDHHmmss"
+        ) from None
+
+
+class Events:
+    """Puts device writes into commits."""
+
+    def __init__(self, catalogue: Catalogue, clock: Clock) -> None:
+        self._catalogue = catalogue
+        self._clock = clock
+        self._known: dict[tuple[str, str], None] = {}  # resources that have a row already
+        self._last_seq = 0
+        self.accepted_count = 0
+        self.values_count = 0
+
+    def accept(
+        self,
+        commit: Commit,
+        device: Device,
+        checked: tuple[Value, ...],
+        *,
+        source: str,
+        parent: Run | None = None,
+    ) -> Accepted:
+        """Add to `commit` the event, its values and the runs they cause.
+
+        Args:
+            commit: everything goes in there; nothing is stored or run before it is on disk.
+            device: whose timeline.
+            checked: from `check_values`.
+            source: `http`, `gateway` or `function`.
+            parent: the run that writes, when a function does.
+        """
+        now_ms = self._clock()
+        event_id = new_id("evt")
+        texts = [_value_json(value) for value in checked]
+        joined = ",".join(texts)
+        payload = f'{{"values":[{joined}]}}'
+        commit.insert(events, (event_id, device.project_id, device.id, now_ms, source, payload))
+        self._store(commit, device, checked, now_ms)
+        self.accepted_count += 1
+        self.values_count += len(checked)
+        runs = self._match(commit, device, checked, event_id, joined, now_ms, source, parent)
+        return Accepted(event_id, runs)
+
+    def _store(
+        self, commit: Commit, device: Device, checked: tuple[Value, ...], now_ms: int
+    ) -> None:
+        # Strictly rising within the process, and over restarts unless the clock is set back far.
+        seq = max(self._last_seq + 1, time.time_ns() // 1000)
+        self._last_seq = seq + len(checked) - 1
+        device_id = device.id
+        rows = commit.inserts.setdefault(values, [])
+        for value in checked:
+            rows.append((device_id, value.key, value.at_ms, seq, value.json, value.geo))
+            seq += 1
+            if (device_id, value.key) not in self._known:
+                if len(self._known) >= RESOURCES_KNOWN_MAX:
+                    self._known.clear()
+                self._known[device_id, value.key] = None
+                commit.insert_new(resources, (device_id, value.key, now_ms))
+
+    def _match(
+        self,
+        commit: Commit,
+        device: Device,
+        checked: tuple[Value, ...],
+        event_id: str,
+        joined: str,
+        now_ms: int,
+        source: str,
+        parent: Run | None,
+    ) -> list[Run]:
+        triggers = self._catalogue.triggers(device.product_id)
+        depth = 0 if parent is None else parent.depth + 1
+        if not triggers or depth > DEPTH_MAX:
+            return []
+        runs = []
+        created_ns = time.monotonic_ns()
+        for trigger in triggers:
+            if trigger.keys and not any(value.key in trigger.keys for value in checked):
+                continue
+            function = self._catalogue.function_by_id(trigger.function_id)
+            if function is None:
+                continue
+            execution_id = new_id("exe")
+            version = function.choose(execution_id)
+            handler = write_handler(version.handlers)
+            if handler is None:
+                continue
+            root_id = execution_id if parent is None else parent.root_id
+            runs.append(
+                Run(
+                    execution_id=execution_id,
+                    version=version,
+                    handler=handler,
+                    cause="write",
+                    limits=version.limits(handler),
+                    input=write_input(handler, device, event_id, joined, now_ms, source),
+                    created_ms=now_ms,
+                    created_ns=created_ns,
+                    root_id=root_id,
+                    depth=depth,
+                    event_id=event_id,
+                    device=device,
+                    queued=True,
+                )
+            )
+            commit.insert(
+                run_queue,
+                (
+                    execution_id, device.project_id, trigger.function_id, "write", handler,
+                    event_id, device.id, None, root_id, depth, now_ms,
+                ),
+            )  # fmt: skip
+        return runs
+
+
+def write_handler(handlers: tuple[str, ...]) -> str | None:
+    """Return which handler of a version takes device writes."""
+    if "trigger" in handlers:
+        return "trigger"
+    return "afterStore" if "afterStore" in handlers else None
+
+
+def write_input(
+    handler: str, device: Device, event_id: str, joined: str, at_ms: int, source: str
+) -> bytes:
+    """Return what the handler gets, as JSON; `joined` is the values' JSON, comma-separated."""
+    if handler == "trigger":
+        return f'{{"action":"write","thingToken":"{device.token}","values":[{joined}]}}'.encode()
+    moment = iso(at_ms)
+    return (
+        f'{{"id":"{event_id}","type":"device.write","source":"{source}","time":"{moment}",'
+        f'"receivedAt":"{moment}","deviceId":"{device.id}",'
+        f'"deviceType":{_encode(device.product).decode()},'
+        f'"data":{{"values":[{joined}]}},"metadata":{{}}}}'
+    ).encode()
+
+
+def _value_json(value: Value) -> str:
+    geo = "" if value.geo is None else f',"geo":{value.geo}'
+    return f'{{"key":"{value.key}","value":{value.json},"datetime":"{iso(value.at_ms)}"{geo}}}'
+
+
+def joined_values(payload: str) -> str:
+    """Return the values' JSON, comma-separated, of a stored event's payload."""
+    return payload.removeprefix('{"values":[').removesuffix("]}")
+
+

@@ -1,0 +1,105 @@
+"""Answers host calls: checks count and shape, finds the capability, keeps the transcript.
+
+Path:   dispatch -> here -> hostcalls.devices, fetch, connections, timers
+Never:  trusts an operation's name or arguments; lets a capability's failure out as anything but an
+        error that the guest can catch.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from engine.dispatch import Answer, LimitReached
+from engine.errors import EngineError
+from engine.run import Run
+from runtimes.contract import LimitHit, Outcome
+
+TRANSCRIPT_BYTES_MAX: Final = 64 * 1024  # of one run; longer ones end with a mark
+_log = structlog.get_logger()
+_encode: Final = msgspec.json.encode
+
+Capability = Callable[[Run, bytes, int], Any]
+"""(run, arguments as JSON, number of the call) -> answer, or an awaitable of it."""
+
+
+class Broker:
+    """The capabilities of this engine by the name that guests call them."""
+
+    def __init__(self, capabilities: dict[str, Capability]) -> None:
+        self._capabilities = capabilities
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.calls_count = 0
+
+    def handle(self, run: Run, call: int, operation: str, arguments: bytes, answer: Answer) -> None:
+        """Do one call; see `dispatch.Broker`."""
+        self.calls_count += 1
+        run.calls_count += 1
+        most = run.limits.host_calls
+        if run.calls_count > most:
+            hit = LimitHit(name="host_calls", value=most, used=run.calls_count)
+            raise LimitReached(Outcome.HOST_CALLS_EXCEEDED, hit)
+        capability = self._capabilities.get(operation)
+        if capability is None:
+            known = ", ".join(sorted(self._capabilities))
+            message = f"there is no host call {operation[:80]!r}; there are: {known}"
+            answer(False, _error("NotFoundError", message, "not_found"))
+            return
+        try:
+            result = capability(run, arguments, call)
+        except (EngineError, msgspec.MsgspecError) as error:
+            self._refuse(run, operation, arguments, answer, error)
+            return
+        if isinstance(result, Awaitable):
+            task = asyncio.ensure_future(self._later(run, operation, arguments, answer, result))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._answer(run, operation, arguments, answer, result)
+
+    async def _later(
+        self, run: Run, operation: str, arguments: bytes, answer: Answer, result: Awaitable[Any]
+    ) -> None:
+        try:
+            value = await result
+        except (EngineError, msgspec.MsgspecError) as error:
+            self._refuse(run, operation, arguments, answer, error)
+        except Exception:  # the loop of host calls: a guest must not hang on our mistake
+            _log.exception("host_call_failed", operation=operation, execution_id=run.execution_id)
+            answer(False, _error("Error", f"{operation} failed inside the engine", "internal"))
+        else:
+            self._answer(run, operation, arguments, answer, value)
+
+    def _answer(
+        self, run: Run, operation: str, arguments: bytes, answer: Answer, value: Any
+    ) -> None:
+        text = value if isinstance(value, bytes) else _encode(value)
+        _note(run, operation, arguments, True, text)
+        answer(True, text)
+
+    def _refuse(
+        self, run: Run, operation: str, arguments: bytes, answer: Answer, error: Exception
+    ) -> None:
+        code = error.code if isinstance(error, EngineError) else "invalid_arguments"
+        text = _error("Error", f"{operation}: {error}", code)
+        _note(run, operation, arguments, False, text)
+        answer(False, text)
+
+
+def _note(run: Run, operation: str, arguments: bytes, ok: bool, answer: bytes) -> None:
+    size = len(arguments) + len(answer)
+    if run.transcript_bytes > TRANSCRIPT_BYTES_MAX:
+        return
+    run.transcript_bytes += size
+    if run.transcript_bytes > TRANSCRIPT_BYTES_MAX:
+        run.transcript.append(b'["transcript_cut",null,false,null]')
+        return
+    run.transcript.append(
+        b"[%b,%b,%b,%b]" % (_encode(operation), arguments, b"true" if ok else b"false", answer)
+    )
+
+
+def _error(name: str, message: str, code: str) -> bytes:
+    return _encode({"name": name, "message": message, "code": code})

@@ -1,0 +1,94 @@
+"""Plain counters of this process; `api.metrics` puts them into Prometheus' words.
+
+A run costs a few additions here: histograms are counted in buckets of one list per function.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from engine.api.platform import Histogram, Samples
+from engine.run import Run
+
+SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
+BYTES: Final = tuple(float(mib * 1024 * 1024) for mib in (16, 32, 64, 128, 256, 512, 1024))
+
+
+class _Buckets:
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def shown(self) -> Histogram:
+        seen = 0
+        rows = []
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            seen += count
+            rows.append((bound, float(seen)))
+        return Histogram(buckets=tuple(rows), sum=self.total)
+
+
+class _PerFunction:
+    __slots__ = ("cpu", "memory", "queue", "statuses", "wall")
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, int] = {}
+        self.wall = _Buckets(SECONDS)
+        self.cpu = _Buckets(SECONDS)
+        self.queue = _Buckets(SECONDS)
+        self.memory = _Buckets(BYTES)
+
+
+class Metrics:
+    """What happened since the start."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[str, str], _PerFunction] = {}
+        self._cold: dict[tuple[str], int] = {}
+        self._retries: dict[tuple[str], int] = {}
+        self.gauges: dict[str, Callable[[], Samples]] = {}
+
+    def run_ended(self, run: Run) -> None:
+        assert run.outcome is not None
+        key = (run.version.function, run.cause)
+        counted = self._functions.get(key)
+        if counted is None:
+            counted = self._functions[key] = _PerFunction()
+        status = run.outcome.value
+        counted.statuses[status] = counted.statuses.get(status, 0) + 1
+        counted.wall.add(run.wall_ns / 1e9)
+        counted.cpu.add(run.cpu_ns / 1e9)
+        counted.queue.add(run.queue_ns / 1e9)
+        counted.memory.add(float(run.peak_bytes))
+        name = (run.version.function,)
+        if run.cold:
+            self._cold[name] = self._cold.get(name, 0) + 1
+        if run.losses:
+            self._retries[name] = self._retries.get(name, 0) + run.losses
+
+    def snapshot(self) -> Mapping[str, Samples]:
+        """Return all samples; see `api.platform.Metrics`."""
+        items = self._functions.items()
+        found: dict[str, Any] = {
+            "cloudcode_executions_total": {
+                (*key, status): count
+                for key, counted in items
+                for status, count in counted.statuses.items()
+            },
+            "cloudcode_execution_duration_seconds": {k: c.wall.shown() for k, c in items},
+            "cloudcode_execution_cpu_seconds": {k: c.cpu.shown() for k, c in items},
+            "cloudcode_queue_wait_seconds": {k: c.queue.shown() for k, c in items},
+            "cloudcode_execution_memory_bytes": {k: c.memory.shown() for k, c in items},
+            "cloudcode_coldstarts_total": dict(self._cold),
+            "cloudcode_retries_total": dict(self._retries),
+        }
+        for name, read in self.gauges.items():
+            found[name] = read()
+        return found

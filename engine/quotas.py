@@ -1,0 +1,158 @@
+"""How much of everything: per handler, per request, per bundle. Published at `/v1/limits`.
+
+Source: the product's limits table; README "Limits" repeats it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engine.allowed_hosts import ENTRIES_MAX as ALLOWED_HOSTS_MAX
+from engine.errors import Invalid
+from runtimes.contract import Limits
+
+KIB: Final = 1024
+BODY_BYTES_MAX: Final = 2 * KIB * KIB  # what the control plane reads of any request
+PARAMS_BYTES_MAX: Final = KIB * KIB  # body of an invocation, and its result
+EVENT_BYTES_MAX: Final = 256 * KIB
+BUNDLE_BYTES_MAX: Final = KIB * KIB
+BUNDLE_FILES_MAX: Final = 100
+BATCH_ITEMS_MAX: Final = 1_000
+WRITE_VALUES_MAX: Final = 1_000
+VARIABLE_BYTES_MAX: Final = 5 * KIB
+SECRET_BYTES_MAX: Final = 5 * KIB
+CREDENTIALS_BYTES_MAX: Final = 16 * KIB
+VARIABLES_MAX: Final = 128
+SECRETS_MAX: Final = 128
+TRIGGER_KEYS_MAX: Final = 100
+DEVICE_TAGS_MAX: Final = 64
+MEMORY_MB_MIN: Final = 8  # V8 needs some 4 MB for itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerLimits:
+    """What one handler gets by default, and the most that its author may ask for."""
+
+    cpu_ms: int
+    cpu_ms_max: int
+    wall_ms: int
+    wall_ms_max: int
+    memory_mb: int
+    memory_mb_max: int
+    network_requests: int
+
+    def __post_init__(self) -> None:
+        assert 0 < self.cpu_ms <= self.cpu_ms_max <= self.wall_ms_max, self
+        assert self.cpu_ms <= self.wall_ms <= self.wall_ms_max, self
+        assert MEMORY_MB_MIN <= self.memory_mb <= self.memory_mb_max, self
+
+
+def _row(
+    cpu_ms: tuple[int, int], wall_ms: tuple[int, int], memory_mb: tuple[int, int], network: int
+) -> HandlerLimits:
+    return HandlerLimits(
+        cpu_ms=cpu_ms[0],
+        cpu_ms_max=cpu_ms[1],
+        wall_ms=wall_ms[0],
+        wall_ms_max=wall_ms[1],
+        memory_mb=memory_mb[0],
+        memory_mb_max=memory_mb[1],
+        network_requests=network,
+    )
+
+
+_EVENT: Final = _row((200, 2_000), (10_000, 60_000), (64, 128), 50)
+_CALL: Final = _row((200, 2_000), (10_000, 30_000), (64, 128), 50)
+_LONG: Final = _row((2_000, 30_000), (60_000, 900_000), (128, 512), 200)
+
+HANDLER_LIMITS: Final[Mapping[str, HandlerLimits]] = {
+    "beforeStore": _row((20, 50), (100, 250), (64, 64), 0),
+    "afterStore": _EVENT,
+    "trigger": _row((200, 2_000), (2_000, 60_000), (64, 128), 50),  # classic: ended after 2 s
+    "queue": _EVENT,
+    "decodeUplink": _EVENT,
+    "fetch": _CALL,
+    "main": _CALL,
+    "default": _CALL,  # a module whose default export is a function
+    "job": _LONG,
+    "scheduled": _LONG,
+}
+OVERRIDABLE: Final = ("cpu_ms", "wall_ms", "memory_mb")
+
+
+def limits_for(handler: str, overrides: Mapping[str, int]) -> Limits:
+    """Return the hard stops of one run of `handler`.
+
+    Args:
+        handler: a key of HANDLER_LIMITS.
+        overrides: the author's `limits` of the version. They hold for all its handlers, so each
+            is cut to what this handler may have at most.
+    """
+    row = HANDLER_LIMITS[handler]
+    wall_ms = min(overrides.get("wall_ms", row.wall_ms), row.wall_ms_max)
+    cpu_ms = min(overrides.get("cpu_ms", row.cpu_ms), row.cpu_ms_max)
+    if "wall_ms" not in overrides:
+        wall_ms = max(wall_ms, cpu_ms)  # more CPU time was asked for: it must fit
+    return Limits(
+        cpu_ms=min(cpu_ms, wall_ms),
+        wall_ms=wall_ms,
+        memory_mb=min(overrides.get("memory_mb", row.memory_mb), row.memory_mb_max),
+        network_requests=row.network_requests,
+    )
+
+
+def check_limits(overrides: Mapping[str, int], handlers: Iterable[str]) -> None:
+    """Refuse an override that none of these handlers may have.
+
+    Raises:
+        Invalid: names the limit, what was asked, and the most there is.
+    """
+    rows = [HANDLER_LIMITS[handler] for handler in handlers]
+    for name, asked in overrides.items():
+        least = MEMORY_MB_MIN if name == "memory_mb" else 1
+        most = max(getattr(row, f"{name}_max") for row in rows)
+        if not least <= asked <= most:
+            raise Invalid(f"{name} must be {least} to {most} here, not {asked}", f"/limits/{name}")
+    if "wall_ms" in overrides and overrides.get("cpu_ms", 0) > overrides["wall_ms"]:
+        raise Invalid("cpu_ms must not be more than wall_ms", "/limits/cpu_ms")
+
+
+def published() -> dict[str, Any]:
+    """Return all limits as JSON for `/v1/limits`."""
+    run = limits_for("fetch", {})
+    return {
+        "handlers": {name: _published_row(row) for name, row in HANDLER_LIMITS.items()},
+        "sizes": {
+            "request_bytes": BODY_BYTES_MAX,
+            "params_bytes": PARAMS_BYTES_MAX,
+            "result_bytes": run.output_bytes,
+            "event_bytes": EVENT_BYTES_MAX,
+            "bundle_bytes": BUNDLE_BYTES_MAX,
+            "bundle_files": BUNDLE_FILES_MAX,
+            "batch_items": BATCH_ITEMS_MAX,
+            "write_values": WRITE_VALUES_MAX,
+            "variable_bytes": VARIABLE_BYTES_MAX,
+            "secret_bytes": SECRET_BYTES_MAX,
+            "credentials_bytes": CREDENTIALS_BYTES_MAX,
+            "variables": VARIABLES_MAX,
+            "secrets": SECRETS_MAX,
+            "allowed_hosts": ALLOWED_HOSTS_MAX,
+            "trigger_keys": TRIGGER_KEYS_MAX,
+            "device_tags": DEVICE_TAGS_MAX,
+        },
+        "run": {
+            "log_lines": run.log_lines,
+            "log_bytes": run.log_bytes,
+            "host_calls": run.host_calls,
+            "device_writes": run.device_writes,
+            "deliveries": run.deliveries,
+        },
+    }
+
+
+def _published_row(row: HandlerLimits) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        name: {"default": getattr(row, name), "max": getattr(row, f"{name}_max")}
+        for name in OVERRIDABLE
+    }
+    return shown | {"network_requests": row.network_requests}

@@ -1,0 +1,109 @@
+"""One run from its cause to its end: what it was asked, what it did, how it ended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.catalogue import Device, Version
+from runtimes.contract import GuestError, LimitHit, Limits, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """One value on a device's timeline, checked and ready for the store."""
+
+    key: str
+    json: str
+    at_ms: int
+    geo: str | None = None  # JSON {"lat":..,"long":..}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteEffect:
+    """Values that the run wants written to a device."""
+
+    device: Device
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryEffect:
+    """A message that the run wants sent through a connection."""
+
+    id: str
+    connection: str
+    kind: str
+    payload: str  # JSON
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Run:
+    """The first block never changes; the rest is reset when the run has to start again."""
+
+    execution_id: str
+    version: Version
+    handler: str
+    cause: str  # write | invoke | http
+    limits: Limits
+    input: bytes  # JSON
+    created_ms: int
+    created_ns: int  # monotonic
+    root_id: str
+    depth: int = 0
+    event_id: str | None = None
+    device: Device | None = None
+    queued: bool = False  # it has a row in run_queue, which its end deletes
+    on_end: Callable[["Run"], None] | None = None
+
+    number: int = 0  # within its isolate
+    seed: str = ""
+    clock_ms: int = 0
+    started_ns: int = 0
+    ended_ns: int = 0
+    cpu_ns: int = 0
+    peak_bytes: int = 0
+    losses: int = 0  # cells that died under it
+    cold: bool = False
+    calls_count: int = 0
+    network_count: int = 0
+    writes_count: int = 0
+    effects: list[WriteEffect | DeliveryEffect] = field(default_factory=list)
+    open_effects: int = 0  # effect calls still being checked; the end waits for them
+    awaits_effects: Callable[[], None] | None = None  # ends the run after the last of them
+    transcript: list[bytes] = field(default_factory=list)  # JSON [operation, arguments, ok, answer]
+    transcript_bytes: int = 0
+    log: list[tuple[str, int, str]] = field(default_factory=list)
+    log_bytes: int = 0
+    log_dropped: int = 0
+    outcome: Outcome | None = None
+    result: bytes = b"null"
+    error: GuestError | None = None
+    limit: LimitHit | None = None
+
+    @property
+    def project_id(self) -> str:
+        return self.version.project_id
+
+    @property
+    def attempt(self) -> int:
+        return self.losses + 1
+
+    @property
+    def wall_ns(self) -> int:
+        return self.ended_ns - self.started_ns if self.started_ns else 0
+
+    @property
+    def queue_ns(self) -> int:
+        return (self.started_ns or self.ended_ns) - self.created_ns
+
+    def start_again(self) -> None:
+        """Forget everything a lost cell did with it: nothing of that has left the engine."""
+        self.losses += 1
+        self.started_ns = self.cpu_ns = 0
+        self.calls_count = self.network_count = self.writes_count = 0
+        self.effects = []
+        self.open_effects = 0
+        self.awaits_effects = None
+        self.transcript = []
+        self.transcript_bytes = 0
+        self.log = []
+        self.log_bytes = self.log_dropped = 0

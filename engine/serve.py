@@ -1,0 +1,87 @@
+"""Runs the engine in this process until SIGTERM or SIGINT.
+
+Path:   cli.serve -> here -> wiring -> uvicorn -> api.hot
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from typing import Final
+
+import structlog
+import uvicorn
+import uvloop
+
+from engine.settings import Settings
+from engine.wiring import Platform, open_platform
+
+GRACE_S: Final = 10  # for open requests after the signal
+
+
+def run(settings: Settings) -> None:
+    """Serve; returns after an orderly stop."""
+    level = getattr(logging, settings.log_level.upper())
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    async with open_platform(settings) as platform:
+        app = platform.asgi()
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+            limit_concurrency=None,
+            backlog=2048,
+        )
+        listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        if server.started:
+            _greet(platform, listener.getsockname()[1])
+        await serving
+        app.draining = True
+
+
+def _greet(platform: Platform, port: int) -> None:
+    settings = platform.settings
+    url = f"http://{settings.host}:{port}"
+    lines = [f"listening on {url}"]
+    lines += [
+        f"warning: {layer.name} is off: {layer.detail}. Remedy: {layer.remedy}"
+        for layer in platform.sandbox.layers
+        if not layer.active
+    ]
+    if platform.new_admin_key is not None:
+        lines += [
+            f"admin key (shown only now): {platform.new_admin_key}",
+            "",
+            "what to type next, in another terminal:",
+            f"  export CLOUDCODE_URL={url} CLOUDCODE_KEY={platform.new_admin_key}",
+            "  cloudcode deploy examples/daily_stats.js",
+            "  cloudcode functions list",
+            f'  curl -H "Authorization: Bearer $CLOUDCODE_KEY" {url}/v1/functions',
+        ]
+    else:
+        lines.append("what to type next: export CLOUDCODE_KEY=<your key>; cloudcode functions list")
+    print("\n".join(lines), flush=True)  # noqa: T201 - the command's own output

@@ -1,0 +1,75 @@
+"""Opens the database and runs reads on it. Writes go through `journal` alone.
+
+Path:   wiring -> here; rule files -> `Database.read`
+Never:  holds a transaction open across an await.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS: Final = 4  # threads: SQLite reads take tens of microseconds; more would queue on two cores
+BUSY_MS: Final = 30_000
+
+
+class Database:
+    """One SQLAlchemy engine and the threads that read from it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.engine: Engine = create_engine(url, pool_size=READERS + 2, max_overflow=0)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _configure_sqlite)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    def migrate(self) -> None:
+        """Bring the schema to this version's, whatever older version of ours it has."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    async def read(self, query: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run `query(connection, *args, **kwargs)` in a reader thread and return its answer."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self.read_here, query, args, kwargs)
+
+    def read_here(
+        self,
+        query: Callable[..., T],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> T:
+        """Run `query` in the calling thread: at start, and where a thread is at hand already."""
+        with self.engine.connect() as connection:
+            return query(connection, *args, **(kwargs or {}))
+
+    def close(self) -> None:
+        self._readers.shutdown()
+        self.engine.dispose()
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    cursor.execute("PRAGMA wal_autocheckpoint=4000")  # pages: 16 MB, so a burst checkpoints less
+    cursor.execute("PRAGMA cache_size=-32768")  # KiB
+    cursor.close()

@@ -1,0 +1,260 @@
+"""Runs as stored: those that ended (`executions`) and those that must still run (`run_queue`).
+
+A run is in exactly one of the two, under the same id; one statement reads both, so that a run
+which ends meanwhile is neither missing nor double.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Text,
+    case,
+    cast,
+    delete,
+    insert,
+    literal,
+    null,
+    select,
+    type_coerce,
+    union_all,
+)
+
+from engine.store.pages import Page, Paged, page_of, paged
+from engine.store.tables import events, executions, functions, run_queue
+
+WAITING: Final = "queued"
+ID_SLACK_MS: Final = 3_600_000  # ids carry their own time; an hour allows for a clock set back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionSummary:
+    """One line of a list. Of a run that has not ended: version 0, times None."""
+
+    id: str
+    function: str
+    version: int
+    cause: str
+    handler: str
+    event_id: str | None
+    device_id: str | None
+    status: str
+    created_ms: int
+    queue_us: int | None
+    wall_us: int | None
+    cpu_us: int | None
+    attempt: int
+    error: dict[str, Any] | None
+    limit: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution(ExecutionSummary):
+    """Everything known about one run. JSON stays JSON: nobody here looks into it."""
+
+    clock_ms: int | None
+    seed: str
+    peak_memory_bytes: int | None
+    input_json: str | None
+    result_json: str | None
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionFilter:
+    """Which runs are asked for; None: whatever it is."""
+
+    function_id: str | None = None
+    function: str | None = None  # a name that no function has now, but one may have had
+    status: str | None = None
+    device_id: str | None = None
+    since_ms: int | None = None
+    among: Collection[str] | None = None  # of waiting runs: only these ids
+    not_among: Collection[str] = ()  # of waiting runs: none of these
+
+
+def list_executions(
+    connection: Connection, project_id: str, wanted: ExecutionFilter, page: Page
+) -> Paged[ExecutionSummary]:
+    """Return ended and waiting runs together, newest first."""
+    halves: list[Select[Any]] = []
+    if wanted.status != WAITING:
+        ended = _filtered(_ended(connection), executions, project_id, wanted)
+        if wanted.status is not None:
+            ended = ended.where(executions.c.status == wanted.status)
+        halves.append(page_of(ended, executions.c.id, page))
+    if wanted.status in {None, WAITING} and wanted.function is None:  # deleted: none is waiting
+        waiting = _filtered(_waiting(), run_queue, project_id, wanted)
+        if wanted.among is not None:
+            waiting = waiting.where(run_queue.c.id.in_(wanted.among))
+        if wanted.not_among:
+            waiting = waiting.where(run_queue.c.id.not_in(wanted.not_among))
+        halves.append(page_of(waiting, run_queue.c.id, page))
+    if not halves:
+        return Paged((), None)
+    merged = union_all(*(select(half.subquery()) for half in halves)).subquery()
+    query = select(merged).order_by(merged.c.id.desc()).limit(page.limit + 1)
+    rows = connection.execute(query).mappings()
+    return paged([_summary(row) for row in rows], page, lambda execution: execution.id)
+
+
+def find_execution(connection: Connection, project_id: str, execution_id: str) -> Execution | None:
+    """Return one run, ended or waiting, with its input wherever that is kept."""
+    waiting = connection.execute(
+        select(run_queue, functions.c.name.label("function"), events.c.payload)
+        .outerjoin(functions, functions.c.id == run_queue.c.function_id)
+        .outerjoin(events, events.c.id == run_queue.c.event_id)
+        .where(run_queue.c.project_id == project_id, run_queue.c.id == execution_id)
+    ).mappings().first()  # fmt: skip
+    if waiting is not None:
+        return _execution_waiting(waiting)
+    # Asked in this order, a run that ends between the two statements is still found.
+    ended = connection.execute(
+        select(executions, events.c.payload)
+        .outerjoin(events, events.c.id == executions.c.event_id)
+        .where(executions.c.project_id == project_id, executions.c.id == execution_id)
+    ).mappings().first()  # fmt: skip
+    return _execution(ended) if ended is not None else None
+
+
+def find_log(connection: Connection, project_id: str, execution_id: str) -> str | None:
+    """Return the log as stored, JSON [[level, at_ms, text], ...]; None: no such ended run."""
+    query = select(executions.c.log).where(
+        executions.c.project_id == project_id, executions.c.id == execution_id
+    )
+    row = connection.execute(query).first()
+    return None if row is None else row.log or "[]"
+
+
+def cancel_waiting(connection: Connection, function_id: str, name: str, now_ms: int) -> None:
+    """End every waiting run of a function as `cancelled`, in two statements however many."""
+    report = (
+        literal('{"error":{"name":"Cancelled","message":"the function was deleted"},"root_id":"')
+        + run_queue.c.root_id
+        + literal('","depth":')
+        + cast(run_queue.c.depth, Text)
+        + literal(',"cold_start":false,"effects":[]}')
+    )
+    known: dict[str, ColumnElement[Any] | Column[Any]] = {
+        column.name: column for column in run_queue.columns if column.name in executions.columns
+    }
+    known |= {
+        "function": literal(name),
+        "version": literal(0),  # none was chosen yet
+        "status": literal("cancelled"),
+        "clock_ms": literal(now_ms),
+        "seed": literal(""),
+        "attempt": literal(0),
+        "queue_us": (now_ms - run_queue.c.created_ms) * 1000,
+        "wall_us": literal(0),
+        "cpu_us": literal(0),
+        "peak_memory_bytes": literal(0),
+        "result": null(),
+        "report": report,
+        "log": null(),
+    }
+    assert known.keys() == executions.columns.keys()
+    moved = select(*known.values()).where(run_queue.c.function_id == function_id)
+    connection.execute(insert(executions).from_select(list(known), moved))
+    connection.execute(delete(run_queue).where(run_queue.c.function_id == function_id))
+
+
+def _filtered(
+    query: Select[Any], table: Any, project_id: str, wanted: ExecutionFilter
+) -> Select[Any]:
+    query = query.where(table.c.project_id == project_id)
+    if wanted.function_id is not None:
+        query = query.where(table.c.function_id == wanted.function_id)
+    elif wanted.function is not None:
+        query = query.where(table.c.function == wanted.function)
+    if wanted.device_id is not None:
+        query = query.where(table.c.device_id == wanted.device_id)
+    if wanted.since_ms is not None:
+        oldest_id = f"exe_{max(0, wanted.since_ms - ID_SLACK_MS):012x}"
+        query = query.where(table.c.created_ms >= wanted.since_ms, table.c.id >= oldest_id)
+    return query
+
+
+def _ended(connection: Connection) -> Select[Any]:
+    # A report may hold a long transcript, so the database itself picks what a list shows of it.
+    text = executions.c.report
+    postgres = connection.dialect.name == "postgresql"
+    report = cast(text, JSON) if postgres else type_coerce(text, JSON)
+    went_well = executions.c.status == "succeeded"
+    shown = {
+        "error": case((went_well, null()), else_=cast(report["error"], Text)).label("error"),
+        "limit": case((went_well, null()), else_=cast(report["limit"], Text)).label("limit"),
+    }
+    return select(*(shown[name] if name in shown else executions.c[name] for name in _COLUMNS))
+
+
+def _waiting() -> Select[Any]:
+    filled: dict[str, ColumnElement[Any]] = {
+        "function": functions.c.name.label("function"),
+        "version": literal(0).label("version"),
+        "status": literal(WAITING).label("status"),
+        "queue_us": cast(null(), BigInteger).label("queue_us"),
+        "wall_us": cast(null(), BigInteger).label("wall_us"),
+        "cpu_us": cast(null(), BigInteger).label("cpu_us"),
+        "attempt": literal(0).label("attempt"),
+        "error": cast(null(), Text).label("error"),
+        "limit": cast(null(), Text).label("limit"),
+    }
+    columns = (filled[name] if name in filled else run_queue.c[name] for name in _COLUMNS)
+    return select(*columns).join(functions, functions.c.id == run_queue.c.function_id)
+
+
+_COLUMNS: Final = tuple(ExecutionSummary.__dataclass_fields__)
+
+
+def _summary(row: RowMapping) -> ExecutionSummary:
+    fields = dict(row)
+    for name in ("error", "limit"):
+        fields[name] = msgspec.json.decode(fields[name]) if fields[name] else None
+    return ExecutionSummary(**fields)
+
+
+def _execution(row: RowMapping) -> Execution:
+    report = msgspec.json.decode(row["report"]) if row["report"] else {}
+    fields = {name: row[name] for name in _COLUMNS if name in row}
+    return Execution(
+        **fields,
+        error=report.get("error"),
+        limit=report.get("limit"),
+        clock_ms=row["clock_ms"],
+        seed=row["seed"],
+        peak_memory_bytes=row["peak_memory_bytes"],
+        input_json=row["input"] if row["input"] is not None else row["payload"],
+        result_json=row["result"],
+        report=report,
+    )
+
+
+def _execution_waiting(row: RowMapping) -> Execution:
+    fields = {name: row[name] for name in _COLUMNS if name in row}
+    return Execution(
+        **fields,
+        version=0,
+        status=WAITING,
+        queue_us=None,
+        wall_us=None,
+        cpu_us=None,
+        attempt=0,
+        error=None,
+        limit=None,
+        clock_ms=None,
+        seed="",
+        peak_memory_bytes=None,
+        input_json=row["input"] if row["input"] is not None else row["payload"],
+        result_json=None,
+        report={"root_id": row["root_id"], "depth": row["depth"]},
+    )

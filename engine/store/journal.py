@@ -1,0 +1,242 @@
+"""Commits everything the process writes: what arrived during one commit goes into the next.
+
+Path:   events, commit, outbox, control plane -> here -> database
+Never:  answers before the transaction is on disk; drops a row without telling whoever gave it.
+
+Rows are plain tuples in the order of the table's columns, inserted by multi-row statements: one
+statement holds the interpreter lock once, however many rows it carries.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from engine.errors import EngineError
+from engine.store.database import Database
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Change = Callable[[Connection], Any]
+
+CHUNK_ROWS: Final = (128, 32, 8, 1)  # fixed sizes, so that the driver's statement cache holds them
+LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
+_log = structlog.get_logger()
+
+
+class StoreFailed(EngineError):
+    """The database refused or lost a commit; nothing of the request was stored."""
+
+    code = "store_failed"
+
+
+@dataclass(slots=True)
+class Commit:
+    """What must be committed together: rows by table, ids to delete by table, changes to run."""
+
+    inserts: dict[Table, list[Row]] = field(default_factory=dict)
+    inserts_new: dict[Table, list[Row]] = field(default_factory=dict)  # skipped when present
+    deletes: dict[Table, list[str]] = field(default_factory=dict)  # by the column `id`
+    change: Change | None = None
+    done: Callable[[Any, BaseException | None], None] | None = None
+
+    def insert(self, table: Table, row: Row) -> None:
+        self.inserts.setdefault(table, []).append(row)
+
+    def insert_new(self, table: Table, row: Row) -> None:
+        self.inserts_new.setdefault(table, []).append(row)
+
+    def delete(self, table: Table, row_id: str) -> None:
+        self.deletes.setdefault(table, []).append(row_id)
+
+
+class Journal:
+    """Group commit: one writer thread, one transaction at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Commit] = []
+        self._writing = False
+        self._lazy_timer: asyncio.TimerHandle | None = None
+        self._work: SimpleQueue[list[Commit] | None] = SimpleQueue()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._sql: dict[tuple[str, Table, int], str] = {}
+        self.commits_count = 0
+        self._thread = threading.Thread(target=self._write_forever, name="journal", daemon=True)
+        self._thread.start()
+
+    def submit(self, commit: Commit, *, lazy: bool = False) -> None:
+        """Take `commit`; its `done(result, error)` is called on the loop once it is on disk.
+
+        Args:
+            commit: all of it is committed in one transaction, or none of it.
+            lazy: nobody waits for it, so it may gather with others for up to LAZY_MS.
+        """
+        self._waiting.append(commit)
+        self._idle.clear()
+        if self._writing:
+            return
+        if not lazy:
+            self._hand_over()
+        elif self._lazy_timer is None:
+            self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
+
+    async def commit(self, commit: Commit) -> Any:
+        """Submit and wait until it is on disk.
+
+        Raises:
+            StoreFailed: nothing of it was stored.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        commit.done = done
+        self.submit(commit)
+        return await future
+
+    async def run(self, change: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run `change(connection, ...)` in the writer's transaction; an exception undoes it alone."""
+
+        def bound(connection: Connection) -> T:
+            return change(connection, *args, **kwargs)
+
+        result: T = await self.commit(Commit(change=bound))
+        return result
+
+    async def drain(self) -> None:
+        """Wait until everything submitted so far is on disk."""
+        if self._lazy_timer is not None:
+            self._hand_over()
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        await self.drain()
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _hand_over(self) -> None:
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._lazy_timer = None
+        if self._writing or not self._waiting:
+            return
+        self._writing = True
+        group, self._waiting = self._waiting, []
+        self._work.put(group)
+
+    def _written(
+        self, group: list[Commit], answers: list[tuple[Any, BaseException | None]]
+    ) -> None:
+        self._writing = False
+        self.commits_count += 1
+        if self._waiting:
+            self._hand_over()
+        for commit, (result, error) in zip(group, answers, strict=True):
+            if commit.done is not None:
+                commit.done(result, error)
+        if not self._waiting and not self._writing:
+            self._idle.set()
+
+    def _write_forever(self) -> None:
+        with self._database.engine.connect() as connection:
+            while (group := self._work.get()) is not None:
+                answers = self._write(connection, group)
+                self._loop.call_soon_threadsafe(self._written, group, answers)
+
+    def _write(
+        self, connection: Connection, group: list[Commit]
+    ) -> list[tuple[Any, BaseException | None]]:
+        try:
+            return self._write_group(connection, group)
+        except SQLAlchemyError as error:
+            connection.rollback()
+            if len(group) == 1:
+                _log.error("commit_failed", error=str(error))
+                return [(None, StoreFailed(f"the commit failed: {error}"))]
+        # One of them is bad: each alone, so that only that one fails.
+        return [answer for commit in group for answer in self._write(connection, [commit])]
+
+    def _write_group(
+        self, connection: Connection, group: list[Commit]
+    ) -> list[tuple[Any, BaseException | None]]:
+        answers: list[tuple[Any, BaseException | None]] = []
+        connection.exec_driver_sql("BEGIN IMMEDIATE") if self._database.is_sqlite else None
+        for commit in group:
+            if commit.change is None:
+                answers.append((None, None))
+                continue
+            try:
+                with connection.begin_nested():
+                    answers.append((commit.change(connection), None))
+            except EngineError as error:
+                answers.append((None, error))
+        for kind in ("inserts_new", "inserts"):
+            for table, rows in _gather(getattr(commit, kind) for commit in group).items():
+                self._insert(connection, table, rows, kind)
+        for table, ids in _gather(commit.deletes for commit in group).items():
+            self._delete(connection, table, ids)
+        connection.commit()
+        return answers
+
+    def _insert(self, connection: Connection, table: Table, rows: Sequence[Row], kind: str) -> None:
+        for chunk in _chunks(rows):
+            sql = self._statement(kind, table, len(chunk))
+            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
+
+    def _delete(self, connection: Connection, table: Table, ids: Sequence[str]) -> None:
+        for chunk in _chunks(ids):
+            connection.exec_driver_sql(self._statement("deletes", table, len(chunk)), tuple(chunk))
+
+    def _statement(self, kind: str, table: Table, count: int) -> str:
+        known = self._sql.get((kind, table, count))
+        if known is None:
+            known = _sql(kind, table, count, "?" if self._database.is_sqlite else "%s")
+            self._sql[kind, table, count] = known
+        return known
+
+
+def _sql(kind: str, table: Table, count: int, mark: str) -> str:
+    if kind == "deletes":
+        return f'DELETE FROM "{table.name}" WHERE id IN ({",".join([mark] * count)})'  # noqa: S608
+    row = "(" + ",".join([mark] * len(table.columns)) + ")"
+    columns = ",".join(f'"{column.name}"' for column in table.columns)
+    tail = " ON CONFLICT DO NOTHING" if kind == "inserts_new" else ""
+    return f'INSERT INTO "{table.name}" ({columns}) VALUES {",".join([row] * count)}{tail}'  # noqa: S608
+
+
+def _gather(parts: Any) -> dict[Table, list[Any]]:
+    gathered: dict[Table, list[Any]] = {}
+    for part in parts:
+        for table, rows in part.items():
+            known = gathered.get(table)
+            if known is None:
+                gathered[table] = list(rows)
+            else:
+                known.extend(rows)
+    return gathered
+
+
+def _chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:
+    chunks: list[Sequence[Any]] = []
+    at = 0
+    for size in CHUNK_ROWS:
+        while len(rows) - at >= size:
+            chunks.append(rows[at : at + size])
+            at += size
+    return chunks

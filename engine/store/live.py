@@ -1,0 +1,167 @@
+"""Reads what the hot path keeps in memory: keys, live versions, triggers, devices, projects."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, select
+
+from engine.store.tables import (
+    api_keys,
+    connections,
+    deployments,
+    devices,
+    functions,
+    products,
+    projects,
+    secrets,
+    triggers,
+    versions,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredShare:
+    """One version of a live deployment, and what it needs to run."""
+
+    percent: int
+    function_id: str
+    function: str
+    project_id: str
+    runtime: str
+    version_id: str
+    number: int
+    program: str
+    handlers: tuple[str, ...]
+    limits: dict[str, int]
+    allowed_hosts: tuple[str, ...]
+    variables: dict[str, str]
+    secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDevice:
+    id: str
+    project_id: str
+    product_id: str
+    product: str
+    name: str
+    token: str
+    timezone: str
+    tags: tuple[str, ...]
+    created_ms: int
+
+
+def all_projects(connection: Connection) -> list[tuple[str, str]]:
+    rows = connection.execute(select(projects.c.id, projects.c.name))
+    return [(row.id, row.name) for row in rows]
+
+
+def all_keys(connection: Connection) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Return (hash, key id, project id, scopes) of every key."""
+    rows = connection.execute(select(api_keys))
+    return [(row.hash, row.id, row.project_id, tuple(json.loads(row.scopes))) for row in rows]
+
+
+def all_triggers(
+    connection: Connection, product_id: str | None = None
+) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Return (trigger id, product id, function id, keys), of one product or of all."""
+    query = select(triggers).where(triggers.c.on == "write", triggers.c.phase == "after")
+    if product_id is not None:
+        query = query.where(triggers.c.product_id == product_id)
+    return [
+        (row.id, row.product_id, row.function_id, tuple(json.loads(row["keys"])))
+        for row in connection.execute(query.order_by(triggers.c.id)).mappings()
+    ]
+
+
+def live_shares(connection: Connection, function_id: str | None = None) -> list[StoredShare]:
+    """Return the versions that are live, of one function or of all."""
+    newest = select(func.max(deployments.c.id)).group_by(deployments.c.function_id)
+    query = (
+        select(deployments.c.versions, functions)
+        .join(functions, functions.c.id == deployments.c.function_id)
+        .where(deployments.c.id.in_(newest))
+    )
+    if function_id is not None:
+        query = query.where(functions.c.id == function_id)
+    shares = []
+    for row in connection.execute(query).mappings().all():
+        for part in json.loads(row["versions"]):
+            version = (
+                connection.execute(
+                    select(versions).where(
+                        versions.c.function_id == row["id"], versions.c.number == part["version"]
+                    )
+                )
+                .mappings()
+                .one()
+            )
+            shares.append(_share(row, version, part["percent"]))
+    return shares
+
+
+def _share(function: RowMapping, version: RowMapping, percent: int) -> StoredShare:
+    return StoredShare(
+        percent=percent,
+        function_id=function["id"],
+        function=function["name"],
+        project_id=function["project_id"],
+        runtime=function["runtime"],
+        version_id=version["id"],
+        number=version["number"],
+        program=version["program"],
+        handlers=tuple(json.loads(version["handlers"])),
+        limits=json.loads(version["limits"]),
+        allowed_hosts=tuple(json.loads(version["allowed_hosts"])),
+        variables=json.loads(version["variables"]),
+        secrets=tuple(json.loads(version["secrets"])),
+    )
+
+
+def sealed_secrets(connection: Connection, project_id: str) -> dict[str, bytes]:
+    query = select(secrets.c.name, secrets.c.sealed).where(secrets.c.project_id == project_id)
+    return {row.name: row.sealed for row in connection.execute(query)}
+
+
+def connection_kinds(connection: Connection, project_id: str) -> dict[str, str]:
+    query = select(connections.c.name, connections.c.kind).where(
+        connections.c.project_id == project_id
+    )
+    return {row.name: row.kind for row in connection.execute(query)}
+
+
+def device(
+    connection: Connection, *, device_id: str | None = None, token: str | None = None
+) -> StoredDevice | None:
+    column, wanted = (devices.c.id, device_id) if token is None else (devices.c.token, token)
+    row = connection.execute(_devices().where(column == wanted)).mappings().one_or_none()
+    return None if row is None else _device(row)
+
+
+def devices_of_product(
+    connection: Connection, product_id: str, limit: int = 1000
+) -> list[StoredDevice]:
+    query = _devices().where(devices.c.product_id == product_id).order_by(devices.c.id).limit(limit)
+    return [_device(row) for row in connection.execute(query).mappings()]
+
+
+def _devices() -> Any:
+    return select(devices, products.c.name.label("product")).join(
+        products, products.c.id == devices.c.product_id
+    )
+
+
+def _device(row: RowMapping) -> StoredDevice:
+    return StoredDevice(
+        id=row["id"],
+        project_id=row["project_id"],
+        product_id=row["product_id"],
+        product=row["product"],
+        name=row["name"],
+        token=row["token"],
+        timezone=row["timezone"],
+        tags=tuple(json.loads(row["tags"])),
+        created_ms=row["created_ms"],
+    )

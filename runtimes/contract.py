@@ -1,0 +1,112 @@
+"""The words that the engine, the sandbox and every guest language share.
+
+Path:   engine.execute -> sandbox -> runtimes.<language>; each speaks in these values
+Never:  imports anything of ours; knows V8, Wasmtime, SQL or HTTP.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+MIB: Final = 1024 * 1024
+
+
+class Outcome(StrEnum):
+    """How a run ended. Stored, shown and counted by these names; never renamed."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # the guest threw, rejected, or called back with an error
+    TIMED_OUT = "timed_out"  # wall time
+    CPU_EXCEEDED = "cpu_exceeded"
+    MEMORY_EXCEEDED = "memory_exceeded"
+    OUTPUT_EXCEEDED = "output_exceeded"  # the result is larger than allowed
+    HOST_CALLS_EXCEEDED = "host_calls_exceeded"
+    EFFECTS_EXCEEDED = "effects_exceeded"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    SKIPPED = "skipped"
+    CRASHED = "crashed"  # took its cell down with it, for none of the reasons above
+    DEAD_LETTERED = "dead_lettered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Hard stops for one run. Nothing is unlimited, so no field may be None."""
+
+    cpu_ms: int  # the guest's own thread, waits excluded
+    wall_ms: int  # the whole run, host calls included
+    memory_mb: int  # the guest heap: the V8 isolate's, shared by its interleaved runs
+    output_bytes: int = 1 * MIB  # the result as UTF-8 JSON
+    log_lines: int = 256
+    log_bytes: int = 64 * 1024
+    network_requests: int = 50
+    host_calls: int = 1_000  # of any kind, timers included
+    device_writes: int = 256  # values written
+    deliveries: int = 20
+
+    def __post_init__(self) -> None:
+        assert 0 < self.cpu_ms <= self.wall_ms, self
+        assert 8 <= self.memory_mb <= 512, self  # noqa: PLR2004 - V8 needs some 4 MB for itself
+        assert self.log_bytes >= 1024, self  # noqa: PLR2004 - room for the truncation line
+        assert self.network_requests <= self.host_calls, self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitHit:
+    """The exact limit that ended a run: `cpu_ms` 200, used 214."""
+
+    name: str
+    value: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestError:
+    """What the guest threw, in the author's own file, line and column (1-based; 0 unknown)."""
+
+    name: str
+    message: str
+    stack: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+
+# Frames between the engine and a cell: u32 big-endian length of what follows, one byte kind,
+# u32 isolate, payload. A cell's frames are validated like any stranger's.
+class ToCell(StrEnum):
+    LOAD = "L"  # payload: JSON LoadRequest
+    BATCH = "B"  # payload: JSON array of messages, handed to the isolate as it is
+    BUILD = "C"  # payload: JSON {"files": {name: source}, "main": name}: compile only
+    UNLOAD = "U"
+
+
+class FromCell(StrEnum):
+    READY = "r"  # payload: JSON list of lockdown layers
+    BUILT = "b"  # payload: JSON of the compiled program
+    LOADED = "l"  # payload: JSON {"handlers": [...], "log": [...]}
+    REFUSED = "e"  # payload: JSON GuestError: the code does not load
+    OUTPUT = "o"  # payload: u64 CPU nanoseconds, u32 peak RSS in KiB, JSON array of messages
+    STOPPED = "k"  # payload: JSON Stop; the cell ends itself after this frame
+
+
+# Messages inside a BATCH (first element of each array).
+START: Final = (
+    0  # [0, run, handler, now_ms, seed, cpu_ms, output_bytes, log_lines, log_bytes, context, input]
+)
+ANSWER: Final = 1  # [1, run, call, now_ms, ok, value]
+ABORT: Final = 2  # [2, run]
+# Messages inside an OUTPUT.
+DONE: Final = 0  # [0, run, status, value]; see DoneStatus
+CALL: Final = 1  # [1, run, call, operation, arguments]
+LOG: Final = 2  # [2, run, [[level, at_ms, text], ...], dropped]
+
+
+class DoneStatus(StrEnum):
+    OK = "ok"  # value: the result
+    THREW = "threw"  # value: {name, message, stack}
+    OUTPUT = "output"  # value: bytes used
+
+
+FRAME_BYTES_MAX: Final = 16 * MIB
+BATCH_MESSAGES_MAX: Final = 64

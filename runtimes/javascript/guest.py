@@ -1,0 +1,218 @@
+"""One function version in V8: loads its program, takes batches, is watched.
+
+Path:   sandbox.child -> here -> v8_unsafe
+Never:  does I/O after import; believes what the guest's code says about itself.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+
+from runtimes.contract import MIB, GuestError, LimitHit, Outcome
+from runtimes.javascript.compile import CompileError, Program, compile_program
+from runtimes.javascript.v8_unsafe import Isolate, Mark, V8Error, initialise
+
+LOAD_CPU_MS: Final = 2_000  # top-level code of one version
+_HEAP_DEFAULT_BYTES: Final = 64 * MIB
+
+__all__ = ["Guest", "LoadFailed", "Stop", "build", "initialise"]
+
+
+def _joined_prelude() -> str:
+    here = files("runtimes.javascript")
+    names = sorted(p.name for p in (here / "prelude").iterdir() if p.name.endswith(".js"))
+    sources = [(here / "prelude" / name).read_text("utf-8") for name in names]
+    sources.append((here / "classic" / "thethings.js").read_text("utf-8"))
+    body = "\n".join(sources)
+    tail = "return { pump, take, define, ready, shared };"
+    return f"(function (emit) {{ 'use strict';\n{body}\n{tail} }})\n//# sourceURL=cloudcode:prelude"
+
+
+PRELUDE: Final = _joined_prelude()
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the watchdog ends this cell: which run did what. Sent to the engine before the end."""
+
+    run: int
+    outcome: Outcome
+    limit: LimitHit | None
+    log: list[str]
+
+
+class LoadFailed(Exception):
+    """The program does not load; `error` says where, in the author's own file."""
+
+    def __init__(self, error: GuestError) -> None:
+        self.error = error
+        super().__init__(error.message)
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine sends to have a version loaded."""
+
+    program: Program
+    bindings: dict[str, Any]  # {"variables": {..}, "secrets": {..}, "connections": {name: kind}}
+    memory_mb: int
+    now_ms: int
+
+
+class Guest:
+    """One isolate and the program in it."""
+
+    def __init__(
+        self,
+        on_output: Callable[["Guest", int, bytes], None],
+        on_broken: Callable[["Guest", str], None],
+        tick: Callable[[], None],
+    ) -> None:
+        self._on_output = on_output
+        self._on_broken = on_broken
+        self.busy = False
+        self.loading = False
+        self._heap_mb = _HEAP_DEFAULT_BYTES // MIB
+        self._cpu_seen_ns = 0
+        self._segment: tuple[int, int] = (0, 0)  # the mark's changes and the CPU then
+        self._isolate = Isolate(PRELUDE, _HEAP_DEFAULT_BYTES, self._output, self._broken, tick)
+
+    def load(self, request: LoadRequest) -> bytes:
+        """Evaluate the program and return JSON {handlers, log}.
+
+        Raises:
+            LoadFailed: it does not parse, or its top-level code throws.
+        """
+        isolate = self._isolate
+        self._heap_mb = request.memory_mb
+        isolate.limit_heap(request.memory_mb * MIB)
+        self.loading = True
+        self._segment = (-1, isolate.cpu_ns())
+        try:
+            for file in request.program.files:
+                function = isolate.evaluate(f"{file.code}\n//# sourceURL={file.name}")
+                if file.kind == "module":
+                    header = msgspec.json.encode({"name": file.name, "imports": file.imports})
+                    isolate.define(header.decode(), function)
+            header = msgspec.json.encode(
+                {"main": request.program.main, "bindings": request.bindings, "now": request.now_ms}
+            )
+            return isolate.ready(header.decode()).encode()
+        except V8Error as error:
+            raise LoadFailed(locate(error, request.program)) from error
+        finally:
+            self.loading = False
+            self._cpu_seen_ns = isolate.cpu_ns()
+
+    def post(self, batch: bytes) -> None:
+        self.busy = True
+        self._isolate.post(batch)
+
+    def over_limit(self) -> Stop | None:
+        """Say whether what is on the thread now has used up its CPU or its heap."""
+        isolate = self._isolate
+        mark = isolate.mark()
+        if isolate.out_of_memory():
+            return self.memory_stop(mark)
+        used_ns = isolate.cpu_ns()
+        if not self.loading and mark.changes != self._segment[0]:
+            self._segment = (mark.changes, used_ns)
+            return None
+        used_ms = (used_ns - self._segment[1]) // 1_000_000
+        limit_ms = LOAD_CPU_MS if self.loading else mark.cpu_ms
+        if used_ms <= limit_ms or (mark.run == 0 and not self.loading):
+            return None
+        return Stop(
+            run=mark.run,
+            outcome=Outcome.CPU_EXCEEDED,
+            limit=LimitHit(name="cpu_ms", value=limit_ms, used=used_ms),
+            log=isolate.unsent_log(),
+        )
+
+    def memory_stop(self, mark: Mark | None = None) -> Stop:
+        mark = mark or self._isolate.mark()
+        return Stop(
+            run=mark.run,
+            outcome=Outcome.MEMORY_EXCEEDED,
+            limit=LimitHit(name="memory_mb", value=self._heap_mb, used=self._heap_mb),
+            log=self._isolate.unsent_log(),
+        )
+
+    def crash_stop(self) -> Stop:
+        mark = self._isolate.mark()
+        return Stop(
+            run=mark.run, outcome=Outcome.CRASHED, limit=None, log=self._isolate.unsent_log()
+        )
+
+    def close(self) -> None:
+        self._isolate.close()
+
+    def _output(self, text: bytes) -> None:
+        used_ns = time.thread_time_ns()  # on V8's thread: its own clock
+        spent_ns, self._cpu_seen_ns = used_ns - self._cpu_seen_ns, used_ns
+        self.busy = False
+        self._on_output(self, spent_ns, text)
+
+    def _broken(self, kind: str) -> None:
+        self._on_broken(self, kind)
+
+
+def build(sources: dict[str, str], main: str) -> Program:
+    """Compile an author's files.
+
+    Raises:
+        LoadFailed: a file does not compile; names file, line and column.
+    """
+    try:
+        return compile_program(sources, main)
+    except CompileError as error:
+        raise LoadFailed(
+            GuestError(
+                name="SyntaxError",
+                message=error.message,
+                file=error.file,
+                line=error.line,
+                column=error.column,
+            )
+        ) from error
+
+
+_HEAD: Final = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+): (?P<text>[^\n]*)")
+_FRAME: Final = re.compile(r"(?P<file>[^\s()]+):(?P<line>\d+):(?P<column>\d+)\)?$")
+
+
+def locate(error: V8Error, program: Program) -> GuestError:
+    """Read file, line and column out of V8's text.
+
+    V8 says `main.js:3: SyntaxError: Unexpected token`, the source line, a line of carets, a blank
+    line and the stack.
+    """
+    if error.kind == "memory":
+        return GuestError(name="RangeError", message="out of memory while the file was loaded")
+    head = _HEAD.match(error.text)
+    if head is None:
+        return GuestError(name="Error", message=error.text.split("\n", 1)[0][:4000])
+    name, _, message = head["text"].removeprefix("Uncaught ").partition(": ")
+    rows = error.text.split("\n")
+    caret = next((row for row in rows[1:] if row.strip() and not row.strip(" \t^")), "")
+    file, line = head["file"], int(head["line"])
+    column = caret.find("^") + 1 if caret else 0
+    frames = [_FRAME.search(row) for row in rows if row.startswith("    at ")]
+    known = {compiled.name: compiled for compiled in program.files}
+    if file not in known:
+        frame = next((f for f in frames if f is not None and f["file"] in known), None)
+        if frame is not None:
+            file, line, column = frame["file"], int(frame["line"]), int(frame["column"])
+    if file in known and line == 1:
+        column = max(0, column - known[file].prefix_columns)
+    stack = "\n".join(row for row in rows if row.startswith("    at ") and "cloudcode:" not in row)
+    return GuestError(
+        name=name if message else "Error",
+        message=(message or name)[:4000],
+        stack=stack[:8000],
+        file=file if file in known else program.main,
+        line=line,
+        column=column,
+    )

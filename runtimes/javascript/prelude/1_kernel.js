@@ -1,0 +1,207 @@
+// The heart of an isolate: takes batches of messages, runs handlers, gives back what they did.
+//
+// Path:   v8_unsafe.py calls pump(batch) -> receive -> handler ... settle -> emit() -> v8_unsafe.py calls take()
+// Never:  uses a built-in that the guest could have replaced: all are captured here, before guest code.
+//
+// The prelude's files are joined in the order of their names into one function; what one file
+// declares the next ones see, and the guest sees only what is put on globalThis.
+
+const { apply, construct } = Reflect;
+const { parse, stringify } = JSON;
+const { now: realNow } = Date;
+const { waitAsync, notify } = Atomics;
+const { defineProperty, freeze, keys: keysOf, create } = Object;
+const { isArray } = Array;
+const PromiseOf = Promise;
+const then = Promise.prototype.then;
+const charCodeAt = Function.prototype.call.bind(String.prototype.charCodeAt);
+const sliceText = Function.prototype.call.bind(String.prototype.slice);
+
+const START = 0, ANSWER = 1, ABORT = 2; // messages in: runtimes/contract.py
+const DONE = 0, CALL = 1, LOG = 2; // messages out
+
+// Shared with the watchdog in the cell's main thread: which run is on the thread, since when it
+// changed, its CPU limit, and the log lines that a kill would lose.
+const SHARED_LOG_UNITS = 16384;
+const shared = new SharedArrayBuffer(16 + 2 * SHARED_LOG_UNITS);
+const sharedMark = new Int32Array(shared, 0, 4); // [changes, run, CPU limit in ms, log units used]
+const sharedLog = new Uint16Array(shared, 16);
+
+let current = null; // the run whose code is on the stack, or whose microtasks are being drained
+let outbox = []; // JSON texts of messages out
+let loadLog = []; // what the guest logs while its file is evaluated, before any run
+const runs = create(null);
+
+// A real macrotask without the host: V8 posts the wake-up of an async waiter as a task, so `work`
+// runs after every microtask that is pending now. Two microseconds, where a call from Python is 80.
+const waker = new Int32Array(new SharedArrayBuffer(4));
+function macrotask(work) {
+  const waiter = waitAsync(waker, 0, 0);
+  apply(then, waiter.value, [work]);
+  notify(waker, 0, 1);
+}
+
+function pump() {
+  "use strict"; // `this` is the batch's JSON text: the one value that crosses without a hand-off
+  const batch = parse(this);
+  let next = 0;
+  function step() {
+    leave();
+    if (next === batch.length) return emit();
+    receive(batch[next++]);
+    macrotask(step); // the run's microtasks drain before another run is current
+  }
+  step();
+}
+
+function take() {
+  const text = "[" + joinTexts(outbox) + "]";
+  outbox = [];
+  return text;
+}
+
+function joinTexts(texts) {
+  let joined = "";
+  for (let i = 0; i < texts.length; i++) joined += i === 0 ? texts[i] : "," + texts[i];
+  return joined;
+}
+
+function put(list, item) {
+  // Not list.push: neither the guest's Array.prototype.push nor a setter on an index may see it.
+  defineProperty(list, list.length, { __proto__: null, value: item, writable: true, enumerable: true, configurable: true });
+}
+
+function receive(message) {
+  const id = message[1];
+  if (message[0] === START) return start(id, message);
+  const run = runs[id];
+  if (run === undefined) return; // it has ended; the answer is nobody's
+  if (message[0] === ABORT) {
+    delete runs[id];
+    return;
+  }
+  enter(run, message[3]);
+  const call = run.calls[message[2]];
+  if (call === undefined) return;
+  delete run.calls[message[2]];
+  guarded(run, message[4] ? call.resolve : call.reject, message[4] ? message[5] : hostError(message[5]));
+}
+
+function start(id, message) {
+  const run = {
+    id, handler: message[2], now: 0, began: message[3], seed: message[4], cpuMs: message[5],
+    outputBytes: message[6], logLines: message[7], logBytes: message[8], context: message[9],
+    random: null, calls: create(null), callCount: 0, waiting: 0, log: [], logged: 0, logUnits: 0, dropped: 0,
+    ended: false, ok: true, value: undefined,
+  };
+  runs[id] = run;
+  enter(run, message[3]);
+  guarded(run, invoke, message[10]);
+}
+
+function enter(run, nowMs) {
+  current = run;
+  run.now = nowMs;
+  sharedMark[1] = run.id;
+  sharedMark[2] = run.cpuMs;
+  sharedMark[3] = 0;
+  sharedMark[0]++;
+}
+
+// The step's code and all its microtasks have run: say what the run logged, and whether it ended.
+function leave() {
+  const run = current;
+  current = null;
+  sharedMark[1] = 0;
+  sharedMark[0]++;
+  if (run === null || runs[run.id] !== run) return;
+  const ended = run.ended && run.waiting === 0;
+  const done = ended ? doneText(run) : null;
+  if (run.log.length > 0 || (ended && run.dropped > 0)) {
+    put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "]," + run.dropped + "]");
+    run.log = [];
+  }
+  if (!ended) return;
+  put(outbox, done);
+  delete runs[run.id];
+}
+
+function doneText(run) {
+  const head = "[" + DONE + "," + run.id;
+  if (!run.ok) return head + ',"threw",' + errorText(run.value) + "]";
+  current = run; // toJSON and getters are guest code
+  let text;
+  try {
+    text = stringify(run.value);
+  } catch (error) {
+    return head + ',"threw",' + errorText(error) + "]";
+  } finally {
+    current = null;
+  }
+  if (typeof text !== "string") text = "null"; // undefined, a function, a symbol
+  if (text.length > run.outputBytes) return head + ',"output",' + text.length + "]";
+  return head + ',"ok",' + text + "]";
+}
+
+function end(run, ok, value) {
+  if (run.ended) return false;
+  run.ended = true;
+  run.ok = ok;
+  run.value = value;
+  return true;
+}
+
+// Runs guest code; what it throws ends the run.
+function guarded(run, work, argument) {
+  try {
+    work(argument);
+  } catch (error) {
+    end(run, false, error);
+  }
+}
+
+// A question to the engine. Answers come back through `receive`, always in the same run.
+function hostCall(operation, args, resolve, reject) {
+  const run = current;
+  if (run === null) throw new Error(operation + " is not possible while the file is being loaded; call it in a handler");
+  const call = ++run.callCount;
+  run.calls[call] = { resolve, reject };
+  const text = stringify(args);
+  flushLog(run);
+  put(outbox, "[" + CALL + "," + run.id + "," + call + "," + stringify(operation) + "," + (text === undefined ? "null" : text) + "]");
+}
+
+function ask(operation, args) {
+  return new PromiseOf((resolve, reject) => hostCall(operation, args, resolve, reject));
+}
+
+function flushLog(run) {
+  if (run.log.length === 0) return;
+  put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "],0]");
+  run.log = [];
+}
+
+function hostError(value) {
+  const error = new Error(value.message);
+  error.name = value.name;
+  if (value.code) error.code = value.code;
+  return error;
+}
+
+function errorText(error) {
+  let name = "Error", message = "", stack = "";
+  try {
+    if (error !== null && typeof error === "object" && "message" in error) {
+      name = "" + error.name;
+      message = "" + error.message;
+      stack = error.stack === undefined ? "" : "" + error.stack;
+    } else {
+      message = typeof error === "string" ? error : describe(error);
+    }
+  } catch {
+    message = "an error that cannot be shown";
+  }
+  return stringify({
+    __proto__: null, name: sliceText(name, 0, 200), message: sliceText(message, 0, 4000), stack: sliceText(stack, 0, 8000),
+  });
+}

@@ -1,0 +1,136 @@
+// Finds the author's handlers in whichever of the three styles they are written, and calls them.
+
+const MODULE_HANDLERS = ["fetch", "beforeStore", "afterStore", "scheduled", "job", "queue", "decodeUplink"];
+const CLASSIC_HANDLERS = ["trigger", "job", "main"];
+const modules = create(null); // file name -> {body, exports, imports} of the bundle
+let handlers = create(null); // handler name -> (input) => void, which ends the current run
+let env = freeze({});
+
+// Takes one file of the program: `this` is JSON {name, imports}, `body` its compiled function.
+function define(body) {
+  "use strict";
+  const { name, imports } = parse(this);
+  modules[name] = { body, exports: null, imports };
+}
+
+function load(name) {
+  const module = modules[name];
+  if (module.exports === null) {
+    module.exports = {};
+    module.body(module.exports, (specifier) => load(module.imports[specifier]));
+  }
+  return module.exports;
+}
+
+// Evaluates the main module (classic scripts have been evaluated already) and lists the handlers.
+function ready() {
+  "use strict"; // `this` is JSON {main, bindings, now}
+  const { main, bindings, now } = parse(this);
+  loadedAt = now;
+  env = buildEnv(bindings);
+  handlers = create(null);
+  if (modules[main] !== undefined) findModuleHandlers(load(main));
+  else findClassicHandlers();
+  const log = loadLog;
+  loadLog = [];
+  return stringify({ handlers: keysOf(handlers), log });
+}
+
+function findModuleHandlers(exported) {
+  const standard = exported.default;
+  for (const name of MODULE_HANDLERS) {
+    const holder = standard !== null && typeof standard === "object" && typeof standard[name] === "function" ? standard : exported;
+    const handler = holder[name];
+    if (typeof handler === "function") handlers[name] = (input) => invokeModule(holder, handler, name, input);
+  }
+  if (typeof standard === "function") handlers.default = (input) => invokeModule(undefined, standard, "default", input);
+}
+
+function findClassicHandlers() {
+  const common = globalThis.module?.exports ?? {}; // TypeScript and CommonJS output
+  for (const name of CLASSIC_HANDLERS) {
+    const handler = classicGlobal(name) ?? common[name];
+    if (typeof handler === "function") handlers[name] = (input) => invokeClassic(handler, input);
+  }
+}
+
+function classicGlobal(name) {
+  if (typeof globalThis[name] === "function") return globalThis[name];
+  try {
+    return indirectEval(`typeof ${name} === "function" ? ${name} : undefined`); // const main = ...
+  } catch {
+    return undefined;
+  }
+}
+const indirectEval = eval;
+
+function invoke(input) {
+  const handler = handlers[current.handler];
+  if (handler === undefined) throw new Error(`this version has no handler ${stringify(current.handler)}; it has: ${keysOf(handlers).join(", ") || "none"}`);
+  handler(input);
+}
+
+function invokeModule(holder, handler, name, input) {
+  const run = current;
+  const context = contextOf(run);
+  const returned = apply(handler, holder, [name === "fetch" ? requestOf(input) : input, env, context]);
+  const finish = (value) => {
+    if (name !== "fetch") return end(run, true, value);
+    if (!(value instanceof Response)) return end(run, false, new TypeError("the fetch handler has to return a Response"));
+    const wire = { status: value.status, headers: [...value.headers], ...Body.wire(value) };
+    return end(run, true, wire);
+  };
+  apply(then, PromiseOf.resolve(returned), [finish, (error) => end(run, false, error)]);
+}
+
+function requestOf(input) {
+  const body = input.body_base64 ? Uint8Array.fromBase64(input.body) : input.body;
+  const bodyless = input.method === "GET" || input.method === "HEAD";
+  return new Request(input.url, { method: input.method, headers: input.headers, body: bodyless ? undefined : body });
+}
+
+function contextOf(run) {
+  const [executionId, functionVersion, attempt, deadline, rootId, depth] = run.context;
+  return {
+    executionId, functionVersion, attempt, deadline, rootId, depth, dryRun: false,
+    waitUntil(promise) {
+      run.waiting++;
+      const settled = () => { run.waiting--; };
+      apply(then, PromiseOf.resolve(promise), [settled, (error) => {
+        run.waiting--;
+        logLine("error", ["waitUntil:", error]);
+      }]);
+    },
+  };
+}
+
+function invokeClassic(handler, input) {
+  const run = current;
+  let calls = 0;
+  const callback = (error, result) => {
+    if (++calls > 1) {
+      if (calls === 2) logLine("warn", ["callback was called again; only the first call counts"]);
+      return;
+    }
+    if (error !== undefined && error !== null && error !== false) end(run, false, error);
+    else end(run, true, result);
+  };
+  const returned = handler(input, callback);
+  if (returned instanceof PromiseOf) apply(then, returned, [undefined, (error) => end(run, false, error)]);
+}
+
+function buildEnv(bindings) {
+  const built = { DEVICES: devicesBinding };
+  for (const name of keysOf(bindings.variables)) built[name] = bindings.variables[name];
+  for (const name of keysOf(bindings.secrets)) built[name] = bindings.secrets[name];
+  for (const name of keysOf(bindings.connections)) {
+    built[name] = freeze({ kind: bindings.connections[name], send: (message) => ask("connection.send", { connection: name, message }) });
+  }
+  return freeze(built);
+}
+
+const devicesBinding = freeze({
+  values: (device, key, options = {}) => ask("devices.values", { device, key, ...options }),
+  write: (device, values) => ask("devices.write", { device, values: isArray(values) ? values : values.values }),
+  list: () => ask("devices.list", {}),
+});

@@ -1,0 +1,1 @@
+"""The wall between the engine and users' code: processes, frames, lockdown, watchdog."""

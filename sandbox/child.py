@@ -1,0 +1,140 @@
+"""The cell: one process, one project's code. Moves frames between the socket and the guests.
+
+Path:   zygote forks -> here -> runtimes.<language>.guest; outputs leave from the guest's own thread
+Never:  opens anything after the lockdown; outlives the engine, or a guest that went over a limit.
+
+The main thread reads frames and is the watchdog; each guest has a thread of its own. A guest that
+passes its CPU or heap ends the whole cell: what a stopped isolate leaves behind is not trusted.
+"""
+
+import os
+import resource
+import select
+import socket
+import struct
+import threading
+from typing import NoReturn
+
+import msgspec
+
+from runtimes.contract import FromCell, GuestError, ToCell
+from runtimes.javascript.guest import Guest, LoadFailed, LoadRequest, Stop, build, initialise
+from sandbox.frames import FrameReader, frame
+from sandbox.lockdown import Prepared, lock_down
+
+TICK_MS = 5  # the watchdog looks this often while a guest runs
+_OUTPUT_HEAD = struct.Struct(">QI")
+_STOP_CODE = 86  # exit status of a cell that ended itself; the STOPPED frame says why
+
+
+class BuildRequest(msgspec.Struct, frozen=True):
+    """Sources to compile in this cell."""
+
+    files: dict[str, str]
+    main: str
+
+
+def run_cell(channel: socket.socket, prepared: Prepared, parent_pid: int) -> NoReturn:
+    """Be a cell until the engine closes the channel or a guest goes over a limit."""
+    initialise()
+    layers = lock_down(prepared, socket_fd=channel.fileno(), parent_pid=parent_pid)
+    cell = Cell(channel)
+    cell.send(FromCell.READY, 0, msgspec.json.encode(layers))
+    try:
+        cell.serve()
+    finally:
+        os._exit(0)
+
+
+class Cell:
+    """The guests of this process and the channel they share."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+        self._guests: dict[int, Guest] = {}
+        self._ids: dict[int, int] = {}
+        self._spare: Guest | None = None
+        self._spare = self._new_guest()  # made before anybody waits: the first load finds it ready
+
+    def serve(self) -> None:
+        reader = FrameReader()
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        while True:
+            busy = any(guest.busy for guest in self._guests.values())
+            if poll.poll(TICK_MS if busy else None):
+                data = self._channel.recv(1 << 18)
+                if not data:
+                    return
+                for kind, isolate, payload in reader.feed(data):
+                    self._take(kind, isolate, payload)
+            elif busy:
+                self.watch()
+
+    def send(self, kind: FromCell, isolate: int, payload: bytes) -> None:
+        with self._sending:
+            self._channel.sendall(frame(kind, isolate, payload))
+
+    def watch(self) -> None:
+        """End the cell when a guest has used up what it may use."""
+        for guest in tuple(self._guests.values()):
+            if (guest.busy or guest.loading) and (stop := guest.over_limit()) is not None:
+                self._stop(guest, stop)
+
+    def _take(self, kind: str, isolate: int, payload: bytes) -> None:
+        if kind == ToCell.BATCH:
+            guest = self._guests.get(isolate)
+            if guest is not None:
+                guest.post(payload)
+        elif kind == ToCell.LOAD:
+            self._load(isolate, payload)
+        elif kind == ToCell.BUILD:
+            self._build(isolate, payload)
+        elif kind == ToCell.UNLOAD:
+            guest = self._guests.pop(isolate, None)
+            if guest is not None:
+                guest.close()
+
+    def _load(self, isolate: int, payload: bytes) -> None:
+        request = msgspec.json.decode(payload, type=LoadRequest)
+        guest, self._spare = self._spare or self._new_guest(), None
+        self._guests[isolate] = guest
+        self._ids[id(guest)] = isolate
+        try:
+            answer = guest.load(request)
+        except LoadFailed as failed:
+            self._refuse(isolate, failed.error)
+            return
+        self.send(FromCell.LOADED, isolate, answer)
+
+    def _build(self, isolate: int, payload: bytes) -> None:
+        request = msgspec.json.decode(payload, type=BuildRequest)
+        try:
+            program = build(request.files, request.main)
+        except LoadFailed as failed:
+            self._refuse(isolate, failed.error)
+            return
+        self.send(FromCell.BUILT, isolate, msgspec.json.encode(program))
+
+    def _refuse(self, isolate: int, error: GuestError) -> None:
+        guest = self._guests.pop(isolate, None)
+        if guest is not None:
+            guest.close()
+        self.send(FromCell.REFUSED, isolate, msgspec.json.encode(error))
+
+    def _new_guest(self) -> Guest:
+        return Guest(self._output, self._broken, self.watch)
+
+    def _output(self, guest: Guest, spent_ns: int, text: bytes) -> None:
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.send(
+            FromCell.OUTPUT, self._ids[id(guest)], _OUTPUT_HEAD.pack(spent_ns, peak_kib) + text
+        )
+
+    def _broken(self, guest: Guest, kind: str) -> None:
+        self._stop(guest, guest.memory_stop() if kind == "memory" else guest.crash_stop())
+
+    def _stop(self, guest: Guest, stop: Stop) -> NoReturn:
+        self.send(FromCell.STOPPED, self._ids[id(guest)], msgspec.json.encode(stop))
+        os._exit(_STOP_CODE)

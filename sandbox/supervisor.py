@@ -1,0 +1,348 @@
+"""The engine's side of the sandbox: starts the zygote, keeps warm cells, watches every cell.
+
+Path:   engine.dispatch -> Sandbox.acquire -> Cell.send ... Cell's listener <- frames of the cell
+Never:  believes a frame: a malformed one ends its cell. Knows what a run or a function is.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, cast
+
+import msgspec
+import psutil
+import structlog
+
+from runtimes.contract import MIB, FromCell, GuestError, ToCell
+from sandbox.frames import BadFrame, FrameReader, frame
+from sandbox.lockdown import Layer
+
+START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under load
+CLOSE_MS: Final = 2_000
+_OUTPUT_HEAD: Final = struct.Struct(">QI")
+_V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
+_log = structlog.get_logger()
+
+
+class SandboxError(Exception):
+    """Ours: no cell can be had. The run waits or ends; the guest is not to blame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """How a cell ended, as the kernel tells it."""
+
+    signal: int  # 0: it exited by itself
+    exit_code: int
+    peak_bytes: int
+
+    @property
+    def out_of_memory(self) -> bool:
+        """V8 aborts the process when it cannot get memory; SIGKILL without us is the kernel's OOM."""
+        return self.signal in _V8_ABORTS
+
+
+class CellListener(Protocol):
+    """Port: whoever uses a cell. Called on the loop; must not block."""
+
+    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None: ...
+
+    def on_built(self, isolate: int, program: bytes) -> None: ...
+
+    def on_loaded(self, isolate: int, answer: bytes) -> None: ...
+
+    def on_refused(self, isolate: int, error: GuestError) -> None:
+        """The sources do not compile, or the program does not load."""
+        ...
+
+    def on_stopped(self, isolate: int, stop: bytes) -> None:
+        """The cell's watchdog ended a run, and the cell with it; `on_death` follows."""
+        ...
+
+    def on_death(self, death: Death) -> None:
+        """The cell is gone. Always the last call, exactly once."""
+        ...
+
+
+class Cell(asyncio.Protocol):
+    """One live process."""
+
+    def __init__(self, sandbox: "Sandbox") -> None:
+        self._sandbox = sandbox
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self.pid = 0
+        self.layers: tuple[Layer, ...] = ()
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.listener: CellListener | None = None
+        self.isolates_count = 0
+        self._lost = False
+        self._death: Death | None = None
+
+    def next_isolate(self) -> int:
+        self.isolates_count += 1
+        return self.isolates_count
+
+    def send(self, kind: ToCell, isolate: int, payload: bytes = b"") -> None:
+        if self._transport is not None and not self._lost:
+            self._transport.write(frame(kind, isolate, payload))
+
+    def kill(self) -> None:
+        """End it now; `on_death` follows."""
+        self._sandbox.kill(self)
+
+    # asyncio.Protocol
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none of its subclasses
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, isolate, payload in self._reader.feed(data):
+                self._receive(kind, isolate, payload)
+        except (BadFrame, msgspec.MsgspecError, struct.error, ValueError) as error:
+            _log.warning("cell_spoke_nonsense", pid=self.pid, error=str(error))
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._sandbox.kill(self)
+        self._end_if_over()
+
+    def ended(self, death: Death) -> None:
+        """The zygote has reaped it."""
+        self._death = death
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if self._death is None or not self._lost:
+            return  # what it still had sent comes first
+        if not self.ready.done():
+            self.ready.set_exception(SandboxError(f"a cell died at its start: {self._death}"))
+            self.ready.exception()
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.on_death(self._death)
+
+    def _receive(self, kind: str, isolate: int, payload: bytes) -> None:
+        listener = self.listener
+        if kind == FromCell.OUTPUT:
+            cpu_ns, peak_kib = _OUTPUT_HEAD.unpack_from(payload)
+            if listener is not None:
+                listener.on_output(isolate, cpu_ns, peak_kib * 1024, payload[_OUTPUT_HEAD.size :])
+        elif kind == FromCell.READY:
+            self.layers = tuple(msgspec.json.decode(payload, type=list[Layer]))
+            if not self.ready.done():
+                self.ready.set_result(None)
+        elif listener is None:
+            return
+        elif kind == FromCell.BUILT:
+            listener.on_built(isolate, payload)
+        elif kind == FromCell.REFUSED:
+            listener.on_refused(isolate, msgspec.json.decode(payload, type=GuestError))
+        elif kind == FromCell.LOADED:
+            listener.on_loaded(isolate, payload)
+        elif kind == FromCell.STOPPED:
+            listener.on_stopped(isolate, payload)
+        else:
+            raise ValueError(f"frame kind {kind!r}")
+
+
+@dataclass(slots=True)
+class _Zygote:
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    spawned: deque[Cell] = field(default_factory=deque)  # asked for, pid not known yet
+    cells: dict[int, Cell] = field(default_factory=dict)
+
+
+class Sandbox:
+    """Cells on this node: warm ones in a pool, the others with whoever acquired them."""
+
+    def __init__(self, *, warm_count: int, cell_memory_mb: int, strict: bool) -> None:
+        self._warm_count = warm_count
+        self._cell_memory_mb = cell_memory_mb
+        self._strict = strict
+        self._zygote: _Zygote | None = None
+        self._warm: deque[Cell] = deque()
+        self._filling: set[asyncio.Task[None]] = set()
+        self._starting_zygote = asyncio.Lock()
+        self._closing = False
+        self.layers: tuple[Layer, ...] = ()
+        self.started_count = 0
+
+    async def start(self) -> None:
+        """Start the zygote and one cell, and learn which layers of the lockdown stand.
+
+        Raises:
+            SandboxError: no cell starts, or `strict` and a layer is missing.
+        """
+        cell = await self._spawn()
+        self.layers = cell.layers
+        missing = [layer for layer in cell.layers if not layer.active]
+        if missing and self._strict:
+            await self.close()
+            reasons = "; ".join(
+                f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing
+            )
+            raise SandboxError(f"isolation_required=strict, but {reasons}")
+        self._warm.append(cell)
+        self._fill()
+
+    @property
+    def alive(self) -> bool:
+        return self._zygote is not None and self._zygote.process.poll() is None
+
+    async def acquire(self) -> Cell:
+        """Return a blank, ready cell: a warm one when there is one."""
+        while self._warm:
+            cell = self._warm.popleft()
+            if not cell._lost:  # noqa: SLF001
+                self._fill()
+                return cell
+        cell = await self._spawn()
+        self._fill()
+        return cell
+
+    def kill(self, cell: Cell) -> None:
+        zygote = self._zygote
+        if zygote is not None and zygote.cells.get(cell.pid) is cell:
+            with suppress(OSError):
+                zygote.channel.send(b"kill %d" % cell.pid)
+
+    async def close(self) -> None:
+        self._closing = True
+        for task in tuple(self._filling):
+            task.cancel()
+        zygote, self._zygote = self._zygote, None
+        if zygote is None:
+            return
+        asyncio.get_running_loop().remove_reader(zygote.channel)
+        zygote.channel.close()  # the zygote kills its cells and ends
+        for cell in (*zygote.cells.values(), *zygote.spawned):
+            if cell._transport is not None:  # noqa: SLF001
+                cell._transport.abort()  # noqa: SLF001
+        try:
+            await asyncio.to_thread(zygote.process.wait, CLOSE_MS / 1000)
+        except subprocess.TimeoutExpired:
+            zygote.process.kill()
+
+    def _fill(self) -> None:
+        if self._closing or self._filling or len(self._warm) >= self._warm_count:
+            return
+        task = asyncio.get_running_loop().create_task(self._fill_now())
+        self._filling.add(task)
+        task.add_done_callback(self._filling.discard)
+
+    async def _fill_now(self) -> None:
+        while len(self._warm) < self._warm_count and not self._closing:
+            try:
+                self._warm.append(await self._spawn())
+            except SandboxError as error:
+                _log.error("no_warm_cell", error=str(error))
+                return
+
+    async def _spawn(self) -> Cell:
+        loop = asyncio.get_running_loop()
+        async with self._starting_zygote:
+            if self._zygote is None or self._zygote.process.poll() is not None:
+                self._zygote = await self._start_zygote()
+        zygote = self._zygote
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        cell = Cell(self)
+        zygote.spawned.append(cell)
+        await loop.create_connection(lambda: cell, sock=ours)
+        socket.send_fds(zygote.channel, [b"spawn"], [theirs.fileno()])
+        theirs.close()
+        try:
+            async with asyncio.timeout(START_MS / 1000):
+                await asyncio.shield(cell.ready)
+        except TimeoutError:
+            cell.kill()
+            raise SandboxError(f"a cell was not ready within {START_MS} ms") from None
+        self.started_count += 1
+        self._cap_memory(cell)
+        return cell
+
+    def _cap_memory(self, cell: Cell) -> None:
+        """Set RLIMIT_DATA to what the cell has now plus its budget, from outside."""
+        with suppress(psutil.Error):
+            process = psutil.Process(cell.pid)
+            limit = process.memory_info().data + self._cell_memory_mb * MIB
+            process.rlimit(psutil.RLIMIT_DATA, (limit, limit))
+
+    async def _start_zygote(self) -> _Zygote:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        process = subprocess.Popen(  # noqa: ASYNC220 - 1 ms, once
+            [sys.executable, "-I", "-m", "sandbox.zygote_unsafe", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={},
+        )
+        theirs.close()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        zygote = _Zygote(process, ours)
+        started = loop.create_future()
+
+        def readable() -> None:
+            try:
+                message = ours.recv(256)
+            except BlockingIOError:
+                return
+            if not message:
+                loop.remove_reader(ours)
+                self._zygote_died(zygote)
+                if not started.done():
+                    started.set_exception(SandboxError("the zygote died at its start"))
+            elif not started.done():
+                started.set_result(None)
+            else:
+                self._heard(zygote, json.loads(message))
+
+        loop.add_reader(ours, readable)
+        try:
+            async with asyncio.timeout(START_MS / 1000):
+                await started
+        except TimeoutError:
+            process.kill()
+            raise SandboxError(f"the zygote was not ready within {START_MS} ms") from None
+        return zygote
+
+    def _heard(self, zygote: _Zygote, message: dict[str, Any]) -> None:
+        pid = message["pid"]
+        if "status" not in message:
+            cell = zygote.spawned.popleft()
+            cell.pid = pid
+            zygote.cells[pid] = cell
+            return
+        ended = zygote.cells.pop(pid, None)
+        if ended is None:
+            return
+        with suppress(ValueError):
+            self._warm.remove(ended)
+        status = message["status"]
+        death = Death(
+            signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
+            peak_bytes=message["max_rss_kib"] * 1024,
+        )
+        ended.ended(death)
+
+    def _zygote_died(self, zygote: _Zygote) -> None:
+        """Its cells die with it (parent-death signal); the next spawn starts another."""
+        if self._closing:
+            return
+        _log.error("zygote_died", exit_code=zygote.process.poll())
+        gone = Death(signal=signal.SIGKILL, exit_code=0, peak_bytes=0)
+        for cell in (*zygote.cells.values(), *zygote.spawned):
+            cell.ended(gone)
+        zygote.cells.clear()

@@ -1,0 +1,88 @@
+"""The zygote: everything loaded, nothing started; forks a cell in milliseconds when asked.
+
+Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD` -> fork -> child.run_cell
+Never:  runs user code, starts a thread or V8 (a fork of either is broken), speaks to a cell.
+
+On its channel (SOCK_SEQPACKET, one message each): in `spawn` with the cell's socket attached, or
+`kill PID`; out `{"pid": n}`, and for each cell that ended `{"pid", "status", "max_rss_kib"}`.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from importlib.resources import files
+from typing import Final
+
+from sandbox.child import run_cell
+from sandbox.lockdown import Prepared, prepare
+
+MESSAGE_BYTES_MAX: Final = 256
+
+
+def main() -> None:
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.setblocking(True)
+    # The library's pages are mapped here once and shared by every cell; V8 itself starts in the cell.
+    ctypes.CDLL(str(files("py_mini_racer") / "libmini_racer.so"))
+    prepared = prepare()
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's; it closes the channel
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays shared: a cell's collector leaves it alone
+    channel.send(b"{}")
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.register(wake_read, select.POLLIN)
+    cells: set[int] = set()
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            _reap(channel, cells)
+        if channel.fileno() in ready:
+            message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, 1)
+            if not message:
+                break
+            if message == b"spawn":
+                cells.add(_spawn(channel, descriptors[0], prepared))
+            elif (pid := int(message.removeprefix(b"kill "))) in cells:
+                os.kill(pid, signal.SIGKILL)
+    for pid in cells:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _spawn(channel: socket.socket, descriptor: int, prepared: Prepared) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.set_wakeup_fd(-1)
+            run_cell(socket.socket(fileno=descriptor), prepared, parent)
+        finally:
+            os._exit(70)
+    os.close(descriptor)
+    channel.send(json.dumps({"pid": pid}).encode())
+    return pid
+
+
+def _reap(channel: socket.socket, cells: set[int]) -> None:
+    while cells:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        cells.discard(pid)
+        ended = {"pid": pid, "status": status, "max_rss_kib": usage.ru_maxrss}
+        channel.send(json.dumps(ended).encode())
+
+
+if __name__ == "__main__":
+    main()
