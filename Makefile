@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## lint, format, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
-bench: $(VENV)/.dev ## measure; see benchmarks/README.md
+bench: $(VENV)/.dev ## measure this machine
 	@$(BIN)/python -P benchmarks/run.py
 
 lint: $(VENV)/.dev ## repair what ruff can, then types

@@ -8,6 +8,7 @@ The check stands in the network backend, so no request can go around it, whateve
 """
 
 import asyncio
+import select
 import socket
 import ssl
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 import httpcore
 import httpx
@@ -214,8 +215,10 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         failure: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
         for address in addresses[: self._limits.addresses_tried]:
             try:
-                return await self._network.connect_tcp(
-                    address, port, self._limits.connect_ms / 1000, local_address, socket_options
+                return _Stream(
+                    await self._network.connect_tcp(
+                        address, port, self._limits.connect_ms / 1000, local_address, socket_options
+                    )
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
@@ -251,6 +254,49 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         if refused and not permitted:
             raise EgressRefused(refused[0], "address")
         return permitted
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """Answers httpcore's questions from what was known at the start.
+
+    anyio asks the kernel for every attribute each time one is read: a dozen system calls a request.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._socket = stream.get_extra_info("socket")
+        self._known = {"ssl_object": stream.get_extra_info("ssl_object"), "socket": self._socket}
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":  # an idle connection that is: the server closed it
+            return _is_readable(self._socket)
+        return self._known.get(info)
+
+
+def _is_readable(connected: socket.socket) -> bool:
+    descriptor = connected.fileno()
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _getaddrinfo(host: str, port: int) -> list[str]:

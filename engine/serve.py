@@ -43,6 +43,8 @@ async def _serve(settings: Settings) -> None:
             loop="uvloop",
             http="httptools",
             lifespan="off",
+            ws="none",
+            proxy_headers=False,
             access_log=False,
             log_level="warning",
             server_header=False,

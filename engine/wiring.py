@@ -108,11 +108,14 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
         )
         stack.push_async_callback(sandbox.close)
         await sandbox.start()
-        egress = Egress(settings.egress_allow)
-        stack.push_async_callback(egress.close)
-        outbox = Outbox(database, journal, vault, egress, clock=clock, rng=Random())  # noqa: S311
+        # One each: guests that wait for slow servers must not hold the outbox's connections.
+        guests_egress, outbox_egress = (Egress(settings.egress_allow) for _ in range(2))
+        stack.push_async_callback(guests_egress.close)
+        stack.push_async_callback(outbox_egress.close)
+        rng = Random()  # noqa: S311 - spreads retries, guards nothing
+        outbox = Outbox(database, journal, vault, outbox_egress, clock=clock, rng=rng)
         events, tails, metrics = Events(catalogue, clock), Tails(), Metrics()
-        broker = _broker(catalogue, database, egress, clock)
+        broker = _broker(catalogue, database, guests_egress, clock)
         settler = Settler(
             journal,
             events,

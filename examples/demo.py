@@ -9,6 +9,7 @@ Exit code 0 only if every count and every stored value agrees with what `expecte
 import argparse
 import json
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     as_json: bool = parser.parse_args().json
     progress = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engine is ended too
     try:
         outcome = run(progress)
     except DemoFailed as failure:
@@ -243,6 +245,7 @@ def wait_until_idle(api: Api, console: Console) -> None:
                 raise DemoFailed(f"{open_count} runs or deliveries still open after {IDLE_S:g} s")
             progress.update(task, description=f"runs and deliveries still open: {open_count}")
             time.sleep(POLL_S)
+        progress.update(task, description="every run and delivery has ended", total=1, completed=1)
 
 
 def still_open(api: Api) -> int:

@@ -20,6 +20,7 @@ from slack_stand_in import SlackStandIn
 
 START_S = 60.0  # a first start also makes the database
 STOP_S = 20.0
+ENDING_S = 1.0
 POLL_S = 0.02
 STDERR_LINES = 60
 LISTENING = "listening on "
@@ -124,8 +125,9 @@ def engine(folder: Path, *, admin_key: str) -> Iterator[Engine]:
     try:
         yield Engine(url=_url_of(process, stdout), stderr=stderr)
     except Exception as error:
+        state = _how_it_ended(process)
         words = Engine(url="", stderr=stderr).last_words()
-        raise DemoFailed(f"{error}\n{words}".rstrip()) from error
+        raise DemoFailed("\n".join(filter(None, (str(error), state, words)))) from error
     finally:
         _stop(process)
 
@@ -146,9 +148,16 @@ def _url_of(process: subprocess.Popen[bytes], stdout: Path) -> str:
             if LISTENING in line and line.endswith("\n"):
                 return line.partition(LISTENING)[2].split()[0].rstrip("/")
         if process.poll() is not None:
-            raise DemoFailed(f"the engine ended with exit code {process.returncode} at its start")
+            raise DemoFailed("the engine ended at its start")
         time.sleep(POLL_S)
     raise DemoFailed(f"the engine did not say {LISTENING!r} within {START_S:g} s")
+
+
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    try:
+        return f"the engine ended with exit code {process.wait(ENDING_S)}"
+    except subprocess.TimeoutExpired:
+        return ""  # it still runs, so that is not the reason
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -87,6 +87,7 @@ class FromCell(StrEnum):
     LOADED = "l"  # payload: JSON {"handlers": [...], "log": [...]}
     REFUSED = "e"  # payload: JSON GuestError: the code does not load
     OUTPUT = "o"  # payload: u64 CPU nanoseconds, u32 peak RSS in KiB, JSON array of messages
+    FAULT = "x"  # payload: text of an exception of ours in the cell, which ends after it
     STOPPED = "k"  # payload: JSON Stop; the cell ends itself after this frame
 
 

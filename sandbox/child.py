@@ -24,6 +24,7 @@ from sandbox.lockdown import Prepared, lock_down
 
 TICK_MS = 5  # the watchdog looks this often while a guest runs
 _OUTPUT_HEAD = struct.Struct(">QI")
+_FAULT_CODE = 70
 _STOP_CODE = 86  # exit status of a cell that ended itself; the STOPPED frame says why
 
 
@@ -42,8 +43,10 @@ def run_cell(channel: socket.socket, prepared: Prepared, parent_pid: int) -> NoR
     cell.send(FromCell.READY, 0, msgspec.json.encode(layers))
     try:
         cell.serve()
-    finally:
-        os._exit(0)
+    except Exception as error:  # noqa: BLE001 - the loop of the cell: the engine logs it and replaces us
+        cell.send(FromCell.FAULT, 0, repr(error).encode())
+        os._exit(_FAULT_CODE)
+    os._exit(0)
 
 
 class Cell:

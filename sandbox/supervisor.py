@@ -141,6 +141,8 @@ class Cell(asyncio.Protocol):
             self.layers = tuple(msgspec.json.decode(payload, type=list[Layer]))
             if not self.ready.done():
                 self.ready.set_result(None)
+        elif kind == FromCell.FAULT:
+            _log.error("cell_fault", pid=self.pid, error=payload[:2000].decode("utf-8", "replace"))
         elif listener is None:
             return
         elif kind == FromCell.BUILT:

@@ -96,6 +96,7 @@ async def show_executions(
         among=running if status == RUNNING else None,
         not_among=running if status == WAITING else (),
     )
+    await platform.journal.barrier()  # a record may be on its way to disk for some ms
     found = await platform.database.read(list_executions, access.project_id, wanted, page)
     items = [ExecutionShown(**_shown(one, one.id in running)) for one in found.items]
     return Listed(items=items, next_cursor=found.next_cursor)
@@ -106,6 +107,7 @@ async def show_execution(
     platform: PlatformHere, access: Reader, execution_id: str
 ) -> ExecutionWhole:
     """Show one run with its input, result and effects."""
+    await platform.journal.barrier()  # a record may be on its way to disk for some ms
     found = await platform.database.read(find_execution, access.project_id, execution_id)
     if found is None:
         raise NotFound("execution", execution_id)
@@ -128,6 +130,7 @@ async def show_execution(
 @router.get("/v1/executions/{execution_id}/logs", responses=problems(404))
 async def show_logs(platform: PlatformHere, access: Reader, execution_id: str) -> Listed[LogLine]:
     """Show all that one run logged, in the order it did, on one page."""
+    await platform.journal.barrier()  # a record may be on its way to disk for some ms
     log = await platform.database.read(find_log, access.project_id, execution_id)
     if log is None:
         found: Execution | None = await platform.database.read(

@@ -19,7 +19,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "not_found": "see what there is: `cloudcode functions list`, `cloudcode devices list`, "
     "`cloudcode products list`",
     "rate_limited": "try again later; `cloudcode limits` shows the limits",
-    "function_error": "read what it wrote: `cloudcode logs EXECUTION`",
+    "function_error": "read what it wrote: `cloudcode logs {execution_id}`",
     "function_timeout": "raise it with `cloudcode deploy --wall-ms`; "
     "`cloudcode limits` shows the most",
     "cpu_exceeded": "raise it with `cloudcode deploy --cpu-ms`; `cloudcode limits` shows the most",
@@ -78,7 +78,9 @@ class Refused(Failure):
         self.code = str(problem.get("code", ""))
         self.status = int(problem.get("status", 0))
         detail = str(problem.get("detail") or problem.get("title") or "refused without a reason")
-        super().__init__(detail, remedy=str(problem.get("remedy") or REMEDIES.get(self.code, "")))
+        remedy = str(problem.get("remedy") or REMEDIES.get(self.code, ""))
+        execution_id = str(problem.get("execution_id") or "EXECUTION")
+        super().__init__(detail, remedy=remedy.replace("{execution_id}", execution_id))
 
     def lines(self) -> list[str]:
         """Return the detail, each wrong field, the limit that was hit and where to look."""

@@ -112,6 +112,11 @@ def _headline(run: dict[str, Any]) -> str:
         why += f"  {limit.get('name')} {limit.get('value')}, used {limit.get('used')}"
     return (
         f"{run.get('created_at')}  {run.get('id')}  {run.get('function')} v{run.get('version')}  "
-        f"{run.get('status')}  queue {run.get('queue_ms')} ms, wall {run.get('wall_ms')} ms, "
-        f"cpu {run.get('cpu_ms')} ms{why}"
+        f"{run.get('status')}  queue {_ms(run, 'queue')}, wall {_ms(run, 'wall')}, "
+        f"cpu {_ms(run, 'cpu')}{why}"
     )
+
+
+def _ms(run: dict[str, Any], what: str) -> str:
+    taken = run.get(f"{what}_ms")
+    return "-" if taken is None else f"{taken:.1f} ms"

@@ -119,6 +119,10 @@ class Journal:
         result: T = await self.commit(Commit(change=bound))
         return result
 
+    async def barrier(self) -> None:
+        """Wait until everything submitted before this call is on disk, lazy records too."""
+        await self.commit(Commit())
+
     async def drain(self) -> None:
         """Wait until everything submitted so far is on disk."""
         if self._lazy_timer is not None:

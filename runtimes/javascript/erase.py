@@ -243,18 +243,17 @@ class Walker:
 
     def erase_tag_generics(self, node: Node) -> bool:
         """Erase `<T>` of a tagged template, which the grammar reads as two comparisons."""
-        data = self.source.data
-        left = node.child_by_field_name("left")
         right = node.child_by_field_name("right")
-        if (
-            data[node.end_byte - 1] == ord("`")
-            and left is not None
-            and right is not None
-            and (left.type, right.type) == ("binary_expression", "template_string")
-        ):
-            smaller, greater = child(left, "<"), child(node, ">")
-            if smaller and greater:
-                self.edits.append(self.source.erase(smaller.start_byte, greater.end_byte))
+        greater = child(node, ">")
+        if right is None or right.type != "template_string" or greater is None:
+            return True
+        left = node.child_by_field_name("left")
+        smaller = child(left, "<") if left and left.type == "binary_expression" else None
+        if smaller is not None:
+            self.edits.append(self.source.erase(smaller.start_byte, greater.end_byte))
+        elif greater.end_byte == right.start_byte:
+            message = "this type of a tagged template is not understood; give it a name: `type A =`"
+            raise self.source.error(greater.start_byte, message)
         return True
 
     def erase_class(self, node: Node) -> bool:

@@ -25,7 +25,7 @@ DOTTED_TYPE: Final = re.compile(
 )
 
 # A line of an interface that begins with `<T>(` is read as going on the line before it.
-LINE_OF_GENERICS: Final = re.compile(rb"\n([ \t]*)<")
+LINE_OF_GENERICS: Final = re.compile(rb"(?<=[\w)\]}>/])(?<!=>)(\s*?)\n([ \t]*)<")
 
 
 def parse(source: Source, *, typed: bool) -> Node:
@@ -36,7 +36,7 @@ def parse(source: Source, *, typed: bool) -> Node:
     data = DOTTED_TYPE.sub(lambda found: found[0].replace(b".", b"_"), source.data)
     root = parser.parse(data).root_node
     if root.has_error and LINE_OF_GENERICS.search(data):
-        second = parser.parse(LINE_OF_GENERICS.sub(rb";\1<", data)).root_node
+        second = parser.parse(LINE_OF_GENERICS.sub(rb"\1;\2<", data)).root_node
         root = root if second.has_error else second
     return root
 

@@ -8,6 +8,7 @@ call (the only argument that needs no round trip of its own), the answer is take
 V8's thread itself.
 """
 
+import codecs
 import ctypes
 import os
 import threading
@@ -155,7 +156,8 @@ class Isolate:
         """Return the log lines of the current step, each `level text`: what a kill would lose."""
         used = max(0, min(self._marks[3], 16384))
         units = ctypes.string_at(self._shared + 16, 2 * used)
-        return units.decode("utf-16-le", "replace").split("\0")[:-1]
+        # Not units.decode: it would import the codec, and a locked cell can import nothing.
+        return codecs.utf_16_le_decode(units, "replace")[0].split("\0")[:-1]
 
     def out_of_memory(self) -> bool:
         return bool(self._dll.mr_hard_memory_limit_reached(self._context))
@@ -178,19 +180,23 @@ class Isolate:
             if kind == _STRING:
                 self._on_output(text)
             else:
-                self._on_broken("memory" if kind == _OOM_ERROR else "threw")
+                self._on_broken(self._why_broken(kind))
             return
         if callback == _PUMP:
             self._free(handle)
             self._free(self._input)
             self._input = None
             if kind >= _FIRST_ERROR:
-                self._on_broken("memory" if kind == _OOM_ERROR else "threw")
+                self._on_broken(self._why_broken(kind))
             return
         if self.cpu_clock is None:
             self.cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         error = self._text(handle) if kind >= _FIRST_ERROR else b""
         self._answers.put((kind, handle, error))
+
+    def _why_broken(self, kind: int) -> str:
+        # A guest that is stopped for its heap may come back as OOM or as plain termination.
+        return "memory" if kind == _OOM_ERROR or self.out_of_memory() else "threw"
 
     def _answer(self, *used: Any) -> Any:
         while True:

@@ -13,7 +13,7 @@ def lanes_with(limits: LaneLimits | None = None, **counts: int) -> Lanes:
     lanes.sweep_begins()
     for name, count in counts.items():
         for number in range(count):
-            lanes.add(Pending(id=f"{name}{number}", key=("prj", name), due_ms=NOW), NOW)
+            lanes.add(Pending(id=f"{name}{number:03}", key=("prj", name), due_ms=NOW), NOW)
     lanes.wake(NOW)
     return lanes
 
@@ -50,7 +50,7 @@ def test_lanes_take_turns() -> None:
     claim(lanes)
     sent = [claimed.id for claimed in send_all(lanes)]
 
-    assert sorted(sent) == ["A0", "A1", "A2", "A3", "B0", "B1"]
+    assert sorted(sent) == ["A000", "A001", "A002", "A003", "B000", "B001"]
 
 
 def test_at_most_eight_at_once_and_four_per_connection() -> None:
@@ -65,14 +65,14 @@ def test_at_most_eight_at_once_and_four_per_connection() -> None:
 
 
 def test_a_provider_that_asks_for_patience_gets_it() -> None:
-    """Nothing more goes out until then, what was claimed is handed back, and no attempt is lost."""
+    """Until then nothing goes out, and what was claimed is handed back without an attempt."""
     lanes = lanes_with(A=20)
     claim(lanes)
     send_all(lanes)
 
     unsent = lanes.answered(A, Retry(30_000, 429, "slow down"), NOW)
 
-    assert [claimed.id for claimed in unsent] == ["A4", "A5", "A6", "A7"]
+    assert [claimed.id for claimed in unsent] == ["A004", "A005", "A006", "A007"]
     assert claim(lanes) == []
     assert lanes.next_wake_ms(NOW) == NOW + 30_000
     for _ in range(3):

@@ -111,12 +111,13 @@ function enter(run, nowMs) {
 // The step's code and all its microtasks have run: say what the run logged, and whether it ended.
 function leave() {
   const run = current;
+  if (run === null) return;
+  const ended = run.ended && run.waiting === 0 && runs[run.id] === run;
+  const done = ended ? doneText(run) : null; // guest code still: toJSON, getters
   current = null;
   sharedMark[1] = 0;
   sharedMark[0]++;
-  if (run === null || runs[run.id] !== run) return;
-  const ended = run.ended && run.waiting === 0;
-  const done = ended ? doneText(run) : null;
+  if (runs[run.id] !== run) return;
   if (run.log.length > 0 || (ended && run.dropped > 0)) {
     put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "]," + run.dropped + "]");
     run.log = [];
@@ -129,14 +130,11 @@ function leave() {
 function doneText(run) {
   const head = "[" + DONE + "," + run.id;
   if (!run.ok) return head + ',"threw",' + errorText(run.value) + "]";
-  current = run; // toJSON and getters are guest code
   let text;
   try {
     text = stringify(run.value);
   } catch (error) {
     return head + ',"threw",' + errorText(error) + "]";
-  } finally {
-    current = null;
   }
   if (typeof text !== "string") text = "null"; // undefined, a function, a symbol
   if (text.length > run.outputBytes) return head + ',"output",' + text.length + "]";

@@ -1,0 +1,131 @@
+"""What every folder shares: an engine as its users meet it, a process that speaks HTTP."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ADMIN_KEY = "cck_tests-admin-key"
+START_S = 30
+
+
+class Engine:
+    """One `cloudcode serve` process on a data directory, and a client of it."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        self._settings = settings
+        self._stderr = (data_dir.parent / f"{data_dir.name}.stderr").open("ab")
+        self.process: subprocess.Popen[bytes]
+        self.url = ""
+        self.client = httpx.Client(timeout=30)
+
+    def start(self) -> "Engine":
+        environment = {
+            "PATH": os.environ["PATH"],
+            "CLOUDCODE_ADMIN_KEY": ADMIN_KEY,
+            "CLOUDCODE_EGRESS_ALLOW": "127.0.0.0/8",
+        }
+        environment |= {f"CLOUDCODE_{name.upper()}": text for name, text in self._settings.items()}
+        arguments = ["serve", "--port", "0", "--data-dir", str(self.data_dir)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "engine", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode()
+        assert line.startswith("listening on "), (line, self.stderr())
+        self.url = line.split()[-1]
+        self.client.close()
+        self.client = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {ADMIN_KEY}"}, timeout=60
+        )
+        return self
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+    def stop(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=30)
+        self.process.stdout.close()
+        self._stderr.close()
+
+    def stderr(self) -> str:
+        return Path(self._stderr.name).read_text()
+
+    # What an ordinary client does, with less to type.
+
+    def ok(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        response = self.client.request(method, path, json=body, **options)
+        assert response.is_success, (response.status_code, response.text)
+        return response.json() if response.content else None
+
+    def deploy(self, name: str, source: str, **fields: Any) -> dict[str, Any]:
+        return self.ok("POST", "/v1/functions", {"name": name, "source": source, **fields})
+
+    def invoke(self, name: str, params: Any = None) -> httpx.Response:
+        return self.client.post(f"/v1/functions/{name}/invoke", json=params)
+
+    def device(self, product: str, name: str = "one") -> dict[str, Any]:
+        if self.client.get(f"/v1/products/{product}").status_code == 404:
+            self.ok("POST", "/v1/products", {"name": product})
+        return self.ok("POST", "/v1/devices", {"product": product, "name": name})
+
+    def executions(self, **filters: Any) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        cursor = None
+        while True:
+            query = {"limit": 200, **filters} | ({"cursor": cursor} if cursor else {})
+            page = self.ok("GET", "/v1/executions", params=query)
+            items += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return items
+
+    def until(self, question: Callable[[], Any], seconds: float = 20) -> Any:
+        """Return the first true answer; the engine is another process, so it has to be asked."""
+        deadline = time.monotonic() + seconds
+        while not (answer := question()):
+            assert time.monotonic() < deadline, f"not so within {seconds} s; {self.stderr()[-2000:]}"
+            time.sleep(0.02)
+        return answer
+
+    def settled(self) -> None:
+        """Wait until no run is queued or running."""
+        self.until(lambda: not self.executions(status="queued", limit=1))
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One engine for all tests that only add to it; names keep them apart."""
+    running = Engine(tmp_path_factory.mktemp("engine") / "data").start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    """Makes engines that one test has for itself: to kill, or with settings of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings: str) -> Engine:
+            running = Engine(tmp_path / "data", **settings).start()
+            stack.callback(running.stop)
+            return running
+
+        yield make

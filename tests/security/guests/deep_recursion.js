@@ -1,0 +1,2 @@
+// expect: failed
+function main() { const again = () => again() + 1; again(); }

@@ -1,0 +1,2 @@
+// expect: cpu_exceeded cpu_ms
+export default function () { for (;;) setTimeout(() => {}, 1); }

@@ -1,0 +1,2 @@
+// expect: cpu_exceeded cpu_ms
+export default async function () { await 0; for (;;); }

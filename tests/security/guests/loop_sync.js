@@ -1,0 +1,2 @@
+// expect: cpu_exceeded cpu_ms
+function main() { for (;;); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main(p, cb) { cb(null, new Proxy({}, { ownKeys() { throw new Error("no keys"); } })); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main(p, cb) { const a = {}; a.a = a; cb(null, a); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { const kept = []; for (;;) kept.push(new Uint8Array(1e7)); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { require("child_process"); }
