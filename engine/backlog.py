@@ -34,6 +34,8 @@ class Backlog:
         self._dispatch = submit
         self._held: dict[str, Run] = {}
         self._left_out = False  # the store has rows that memory had no room for
+        self._is_reading = False
+        self._ended: set[str] = set()  # while reading: the rows read may be older than that
         self._reading: asyncio.Task[None] | None = None
 
     @property
@@ -59,6 +61,8 @@ class Backlog:
     def ended(self, run: Run) -> None:
         """The run's row is gone."""
         self._held.pop(run.execution_id, None)
+        if self._is_reading:
+            self._ended.add(run.execution_id)
         if self._left_out and self._reading is None and len(self._held) < IN_MEMORY_MAX // 2:
             self._reading = asyncio.get_running_loop().create_task(self._read())
 
@@ -67,23 +71,38 @@ class Backlog:
             self._reading.cancel()
 
     def _take(self, run: Run) -> None:
+        run.on_end = self.ended
         self._held[run.execution_id] = run
         self._dispatch(run)
 
     async def _read(self) -> None:
+        self._is_reading = True
+        left_out = True  # also when the store cannot be read: the next end of a run tries again
+        try:
+            left_out = await self._read_rows()
+        finally:
+            self._left_out |= left_out
+            self._is_reading = False
+            self._ended.clear()
+            self._reading = None
+
+    async def _read_rows(self) -> bool:
+        """Take up what memory has room for; return whether rows were left in the store."""
         self._left_out = False
         after = ""
         while len(self._held) < IN_MEMORY_MAX:
             rows = await self._database.read(store.oldest, after, READ_ROWS)
             for row in rows:
-                if row.id not in self._held and (run := await self._revive(row)) is not None:
+                run = None if self._is_known(row.id) else await self._revive(row)
+                if run is not None and not self._is_known(row.id):
                     self._take(run)
             if len(rows) < READ_ROWS:
-                break
+                return False
             after = rows[-1].id
-        else:
-            self._left_out = True
-        self._reading = None
+        return True
+
+    def _is_known(self, run_id: str) -> bool:
+        return run_id in self._held or run_id in self._ended
 
     async def _revive(self, row: store.Queued) -> Run | None:
         function = self._catalogue.function_by_id(row.function_id)

@@ -63,7 +63,7 @@ class _Build:
         return program
 
     async def load(self, program: bytes, memory_mb: int, now_ms: int) -> tuple[str, ...]:
-        bindings = {"variables": {}, "secrets": {}, "connections": {}}
+        bindings: dict[str, dict[str, str]] = {"variables": {}, "secrets": {}, "connections": {}}
         request = msgspec.json.encode(
             {
                 "program": msgspec.Raw(program),
@@ -96,7 +96,9 @@ class _Build:
 
     def on_death(self, death: Death) -> None:
         how = "ran out of memory" if death.out_of_memory else "died"
-        self._fail(GuestError(name="LoadError", message=f"the cell {how} while the file was loaded"))
+        self._fail(
+            GuestError(name="LoadError", message=f"the cell {how} while the file was loaded")
+        )
 
     def _settle(self, answer: bytes) -> None:
         if not self._answer.done():
@@ -107,6 +109,8 @@ class _Build:
             self._answer.set_exception(
                 CompileFailed(
                     f"{error.name}: {error.message}",
-                    file=error.file, line=error.line, column=error.column,
+                    file=error.file,
+                    line=error.line,
+                    column=error.column,
                 )  # fmt: skip
             )

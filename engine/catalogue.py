@@ -4,6 +4,7 @@ Path:   api, ingest, dispatch -> here; the control plane calls `*_changed` after
 Never:  is the truth: that is the store; a restart reads it all again.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -90,9 +91,11 @@ class Catalogue:
         self._clock = clock
         self._projects: dict[str, str] = {}  # id or name -> id
         self._keys: dict[str, Key] = {}
+        self.rights_changed_count = 0  # of changes to keys and projects
         self._functions: dict[tuple[str, str], Function] = {}
         self._functions_by_id: dict[str, Function] = {}
         self._triggers: dict[str, tuple[Trigger, ...]] = {}
+        self._reading = asyncio.Lock()  # a slow old answer must not overwrite a newer one
         self.on_retired: Callable[[Version], None] = lambda _version: None
         self._devices: dict[str, Device] = {}  # by id
         self._devices_by_token: dict[str, Device] = {}
@@ -144,35 +147,44 @@ class Catalogue:
         return device
 
     async def projects_changed(self) -> None:
-        rows = await self._database.read(live.all_projects)
-        self._projects = {name: project_id for project_id, name in rows}
-        self._projects |= {project_id: project_id for project_id, _ in rows}
+        async with self._reading:
+            rows = await self._database.read(live.all_projects)
+            self._projects = {name: project_id for project_id, name in rows}
+            self._projects |= {project_id: project_id for project_id, _ in rows}
+        self.rights_changed_count += 1
 
     async def keys_changed(self) -> None:
-        rows = await self._database.read(live.all_keys)
-        self._keys = {
-            key_hash: Key(id=key_id, project_id=project_id, scopes=frozenset(scopes))
-            for key_hash, key_id, project_id, scopes in rows
-        }
+        async with self._reading:
+            rows = await self._database.read(live.all_keys)
+            self._keys = {
+                key_hash: Key(id=key_id, project_id=project_id, scopes=frozenset(scopes))
+                for key_hash, key_id, project_id, scopes in rows
+            }
+        self.rights_changed_count += 1
 
     async def function_changed(self, function_id: str) -> None:
-        await self._load_functions(function_id)
+        async with self._reading:
+            await self._load_functions(function_id)
 
     async def triggers_changed(self, product_id: str) -> None:
-        rows = await self._database.read(live.all_triggers, product_id)
-        self._triggers[product_id] = _triggers(rows, product_id)
+        async with self._reading:
+            rows = await self._database.read(live.all_triggers, product_id)
+            self._triggers[product_id] = _triggers(rows, product_id)
 
     async def device_changed(self, device_id: str) -> None:
-        known = self._devices.pop(device_id, None)
-        if known is not None:
-            self._devices_by_token.pop(known.token, None)
-        self._keep(await self._database.read(live.device, device_id=device_id))
+        async with self._reading:
+            device = await self._database.read(live.device, device_id=device_id)
+            known = self._devices.pop(device_id, None)
+            if known is not None:
+                self._devices_by_token.pop(known.token, None)
+            self._keep(device)
 
     async def connections_changed(self, project_id: str) -> None:
         """Secrets and connections are part of what a version was loaded with: load anew."""
-        for function in tuple(self._functions_by_id.values()):
-            if function.project_id == project_id:
-                await self._load_functions(function.id)
+        async with self._reading:
+            for function in tuple(self._functions_by_id.values()):
+                if function.project_id == project_id:
+                    await self._load_functions(function.id)
 
     async def _load_functions(self, function_id: str | None) -> None:
         shares = await self._database.read(live.live_shares, function_id)

@@ -23,6 +23,7 @@ from runtimes.contract import GuestError, Outcome
 
 RETRY_S: Final = 1.0  # after a commit that the database refused
 STORED_LOG_LEVEL: Final = "warn"
+STORE_FAILED: Final = "StoreFailed"  # the error of a call whose effects the database did not take
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
 
@@ -52,35 +53,31 @@ class Settler:
     def settle(self, run: Run) -> None:
         """Commit the run's record with its effects; `run.on_end` is called when that is done.
 
-        A run without effects has nothing to wait for: its caller is answered at once, its record
-        follows within milliseconds.
+        A call without effects has nothing to wait for: its caller is answered at once, its record
+        follows within milliseconds. A queued run has: until its row is gone it is not over.
         """
-        if run.outcome is not Outcome.SUCCEEDED:
-            run.effects = []
-        deleted = self._catalogue.function_by_id(run.version.function_id) is None
-        if run.queued and deleted:
-            run.effects = []  # it was cancelled with its function: the record is there already
         _explain(run)
+        ended = (run_queue, run.execution_id) if run.queued else None
+        if run.queued and self._catalogue.function_by_id(run.version.function_id) is None:
+            run.effects = []  # cancelled with its function: the record is there already
+        if not run.effects or run.outcome is not Outcome.SUCCEEDED:
+            self._journal.record(executions, _record(run, []), ended)
+            self._ended(run, (), ())
+            return
         commit = Commit()
         caused, delivery_ids, effects = self._effects(run, commit)
-        record = _record(run, effects)
-        if run.queued:
-            commit.delete(run_queue, run.execution_id)
-            commit.insert_new(executions, record)
-        else:
-            commit.insert(executions, record)
-        lazy = not run.effects
-        if lazy:
-            self._ended(run, (), ())
+        commit.insert(executions, _record(run, effects))
+        if ended is not None:
+            commit.delete(*ended)
 
         def done(_result: Any, error: BaseException | None) -> None:
             if error is not None:
-                self._refused(run, error, lazy=lazy)
-            elif not lazy:
+                self._refused(run, error)
+            else:
                 self._ended(run, caused, delivery_ids)
 
         commit.done = done
-        self._journal.submit(commit, lazy=lazy)
+        self._journal.submit(commit)
 
     def _effects(
         self, run: Run, commit: Commit
@@ -106,9 +103,7 @@ class Settler:
             else:
                 commit.insert(deliveries, _delivery(run, effect, len(delivery_ids), now_ms))
                 delivery_ids.append(effect.id)
-                shown.append(
-                    {"kind": "delivery", "id": effect.id, "connection": effect.connection}
-                )
+                shown.append({"kind": "delivery", "id": effect.id, "connection": effect.connection})
         return caused, delivery_ids, shown
 
     def _ended(self, run: Run, caused: Iterable[Run], delivery_ids: Iterable[str]) -> None:
@@ -121,18 +116,17 @@ class Settler:
         if run.on_end is not None:
             run.on_end(run)
 
-    def _refused(self, run: Run, error: BaseException, *, lazy: bool) -> None:
+    def _refused(self, run: Run, error: BaseException) -> None:
         """The database did not take it: nothing of the run happened, so it may run again."""
         _log.error("run_not_recorded", execution_id=run.execution_id, error=str(error))
-        if lazy or not run.queued:
-            run.outcome = Outcome.FAILED
-            run.error = GuestError(name="StoreFailed", message="the result could not be stored")
-            if not lazy and run.on_end is not None:
-                run.on_end(run)
         if run.queued:
             run.start_again()
             run.outcome = None
             asyncio.get_running_loop().call_later(RETRY_S, self._submit, run)
+        elif run.on_end is not None:
+            run.outcome = Outcome.FAILED
+            run.error = GuestError(name="StoreFailed", message="the result could not be stored")
+            run.on_end(run)
 
 
 def _explain(run: Run) -> None:
@@ -194,5 +188,3 @@ def _delivery(run: Run, effect: DeliveryEffect, position: int, now_ms: int) -> t
         effect.id, run.project_id, run.execution_id, position, effect.connection, effect.kind,
         effect.payload, "queued", 0, now_ms, now_ms, None,
     )  # fmt: skip
-
-

@@ -37,7 +37,7 @@ STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall lim
 LOSSES_MAX: Final = 3  # cells that may die under a run before it is given up
 QUARANTINE_MS: Final = 60_000  # a version that killed a cell has one of its own for this long
 INTERLEAVED_MAX: Final = 256  # runs in one isolate at a time
-ISOLATES_MAX: Final = 300  # in one cell: about 0.9 MB each, so well within a cell's memory
+ISOLATES_MAX: Final = 150  # in one cell: each takes about 3 MB of its RLIMIT_DATA, 1 MB of it real
 _log = structlog.get_logger()
 
 

@@ -67,7 +67,9 @@ def check_values(raw: Sequence[RawValue], now_ms: int) -> tuple[Value, ...]:
         PayloadTooLarge: together they are larger than an event may be.
     """
     if not 1 <= len(raw) <= WRITE_VALUES_MAX:
-        raise Invalid(f"values has {len(raw)} items; 1 to {WRITE_VALUES_MAX} are allowed", "/values")
+        raise Invalid(
+            f"values has {len(raw)} items; 1 to {WRITE_VALUES_MAX} are allowed", "/values"
+        )
     checked = []
     used = 0
     for at, value in enumerate(raw):
@@ -261,5 +263,3 @@ def _value_json(value: Value) -> str:
 def joined_values(payload: str) -> str:
     """Return the values' JSON, comma-separated, of a stored event's payload."""
     return payload.removeprefix('{"values":[').removesuffix("]}")
-
-

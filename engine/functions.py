@@ -19,8 +19,8 @@ from engine.grants import check_secret_names, check_variables
 from engine.ids import new_id
 from engine.names import check_function_name, check_message
 from engine.quotas import HANDLER_LIMITS, check_limits
+from engine.store.cancellations import cancel_waiting
 from engine.store.deployments import Deployment
-from engine.store.executions import cancel_waiting
 from engine.store.functions import (
     Function,
     Version,

@@ -1,7 +1,9 @@
 """One run from its cause to its end: what it was asked, what it did, how it ended."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from engine.catalogue import Device, Version
 from runtimes.contract import GuestError, LimitHit, Limits, Outcome
@@ -35,9 +37,11 @@ class DeliveryEffect:
     payload: str  # JSON
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Run:
-    """The first block never changes; the rest is reset when the run has to start again."""
+class Run(msgspec.Struct, kw_only=True, eq=False):
+    """The first block never changes; the rest is reset when the run has to start again.
+
+    A struct and not a dataclass: it is made for every request, in a tenth of the time.
+    """
 
     execution_id: str
     version: Version
@@ -66,12 +70,14 @@ class Run:
     calls_count: int = 0
     network_count: int = 0
     writes_count: int = 0
-    effects: list[WriteEffect | DeliveryEffect] = field(default_factory=list)
+    effects: list[WriteEffect | DeliveryEffect] = msgspec.field(default_factory=list)
     open_effects: int = 0  # effect calls still being checked; the end waits for them
     awaits_effects: Callable[[], None] | None = None  # ends the run after the last of them
-    transcript: list[bytes] = field(default_factory=list)  # JSON [operation, arguments, ok, answer]
+    transcript: list[bytes] = msgspec.field(
+        default_factory=list
+    )  # JSON [operation, arguments, ok, answer]
     transcript_bytes: int = 0
-    log: list[tuple[str, int, str]] = field(default_factory=list)
+    log: list[tuple[str, int, str]] = msgspec.field(default_factory=list)
     log_bytes: int = 0
     log_dropped: int = 0
     outcome: Outcome | None = None

@@ -241,7 +241,9 @@ def _checks(database: Database, sandbox: Sandbox) -> Mapping[str, Check]:
         return None
 
     async def sandbox_answers() -> str | None:
-        return None if sandbox.alive else "the zygote is gone; it is started again with the next cell"
+        return (
+            None if sandbox.alive else "the zygote is gone; it is started again with the next cell"
+        )
 
     return {"database": database_answers, "sandbox": sandbox_answers}
 
@@ -259,4 +261,3 @@ def _gauges(metrics: Metrics, outbox: Outbox, dispatcher: Dispatcher, backlog: B
     metrics.gauges["cloudcode_queue_depth"] = depth
     metrics.gauges["cloudcode_connector_requests_total"] = requests
     metrics.gauges["cloudcode_worker_busy"] = busy
-

@@ -26,9 +26,11 @@ from sandbox.frames import BadFrame, FrameReader, frame
 from sandbox.lockdown import Layer
 
 START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under load
+STARTS_MAX: Final = 4  # a cell killed at its start, or with its zygote, says nothing of the next
 CLOSE_MS: Final = 2_000
 _OUTPUT_HEAD: Final = struct.Struct(">QI")
 _V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
+_KILLED: Final = int(signal.SIGKILL)
 _log = structlog.get_logger()
 
 
@@ -203,13 +205,25 @@ class Sandbox:
         return self._zygote is not None and self._zygote.process.poll() is None
 
     async def acquire(self) -> Cell:
-        """Return a blank, ready cell: a warm one when there is one."""
+        """Return a blank, ready cell: a warm one when there is one.
+
+        Raises:
+            SandboxError: none started, STARTS_MAX times in a row.
+        """
         while self._warm:
             cell = self._warm.popleft()
             if not cell._lost:  # noqa: SLF001
                 self._fill()
                 return cell
-        cell = await self._spawn()
+        for start in range(1, STARTS_MAX + 1):
+            try:
+                cell = await self._spawn()
+            except SandboxError as error:
+                if start == STARTS_MAX or self._closing:
+                    raise
+                _log.warning("cell_not_started", start=start, error=str(error))
+            else:
+                break
         self._fill()
         return cell
 
@@ -252,27 +266,33 @@ class Sandbox:
                 return
 
     async def _spawn(self) -> Cell:
-        loop = asyncio.get_running_loop()
-        async with self._starting_zygote:
-            if self._zygote is None or self._zygote.process.poll() is not None:
-                self._zygote = await self._start_zygote()
-        zygote = self._zygote
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         cell = Cell(self)
-        zygote.spawned.append(cell)
-        await loop.create_connection(lambda: cell, sock=ours)
-        socket.send_fds(zygote.channel, [b"spawn"], [theirs.fileno()])
-        theirs.close()
         try:
+            async with self._starting_zygote:
+                zygote = self._zygote
+                if zygote is None or zygote.process.poll() is not None:
+                    zygote = self._zygote = await self._start_zygote()
+            await self._ask_for(cell, zygote)
             async with asyncio.timeout(START_MS / 1000):
                 await asyncio.shield(cell.ready)
         except TimeoutError:
             cell.kill()
             raise SandboxError(f"a cell was not ready within {START_MS} ms") from None
+        except OSError as error:  # the zygote is gone, or the node is out of processes or files
+            raise SandboxError(f"no cell can be started: {error}") from error
+        if cell._lost:  # noqa: SLF001 - killed since it was ready; nobody listened
+            raise SandboxError("a cell died as soon as it was ready")
         self.started_count += 1
         self._cap_memory(cell)
         return cell
+
+    async def _ask_for(self, cell: Cell, zygote: _Zygote) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            await asyncio.get_running_loop().create_connection(lambda: cell, sock=ours)
+            socket.send_fds(zygote.channel, [b"spawn"], [theirs.fileno()])
+        zygote.spawned.append(cell)  # in the order of the requests: the answers name only the pid
 
     def _cap_memory(self, cell: Cell) -> None:
         """Set RLIMIT_DATA to what the cell has now plus its budget, from outside."""
@@ -300,6 +320,8 @@ class Sandbox:
                 message = ours.recv(256)
             except BlockingIOError:
                 return
+            except OSError:  # reset: it died with requests of ours unread
+                message = b""
             if not message:
                 loop.remove_reader(ours)
                 self._zygote_died(zygote)
@@ -315,6 +337,8 @@ class Sandbox:
             async with asyncio.timeout(START_MS / 1000):
                 await started
         except TimeoutError:
+            loop.remove_reader(ours)
+            ours.close()
             process.kill()
             raise SandboxError(f"the zygote was not ready within {START_MS} ms") from None
         return zygote
@@ -323,6 +347,9 @@ class Sandbox:
         pid = message["pid"]
         if "status" not in message:
             cell = zygote.spawned.popleft()
+            if pid == 0:  # it could not fork
+                cell.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
+                return
             cell.pid = pid
             zygote.cells[pid] = cell
             return
@@ -344,7 +371,14 @@ class Sandbox:
         if self._closing:
             return
         _log.error("zygote_died", exit_code=zygote.process.poll())
-        gone = Death(signal=signal.SIGKILL, exit_code=0, peak_bytes=0)
-        for cell in (*zygote.cells.values(), *zygote.spawned):
-            cell.ended(gone)
+        if self._zygote is zygote:  # `poll` may not know yet, and its channel is of no more use
+            self._zygote = None
+        zygote.channel.close()
+        dead = (*zygote.cells.values(), *zygote.spawned)
         zygote.cells.clear()
+        zygote.spawned.clear()
+        for cell in dead:
+            with suppress(ValueError):
+                self._warm.remove(cell)
+            cell.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
+        self._fill()

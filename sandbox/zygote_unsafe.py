@@ -4,7 +4,8 @@ Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD` -> fork -> chi
 Never:  runs user code, starts a thread or V8 (a fork of either is broken), speaks to a cell.
 
 On its channel (SOCK_SEQPACKET, one message each): in `spawn` with the cell's socket attached, or
-`kill PID`; out `{"pid": n}`, and for each cell that ended `{"pid", "status", "max_rss_kib"}`.
+`kill PID`; out `{"pid": n}` (0: no process could be had), and for each cell that ended
+`{"pid", "status", "max_rss_kib"}`.
 """
 
 import ctypes
@@ -22,6 +23,7 @@ from sandbox.child import run_cell
 from sandbox.lockdown import Prepared, prepare
 
 MESSAGE_BYTES_MAX: Final = 256
+STACK_BYTES: Final = 1536 * 1024  # V8 lets JavaScript use 984 KiB of it, as in Node
 
 
 def main() -> None:
@@ -29,6 +31,7 @@ def main() -> None:
     channel.setblocking(True)
     # The library's pages are mapped here once and shared by every cell; V8 itself starts in the cell.
     ctypes.CDLL(str(files("py_mini_racer") / "libmini_racer.so"))
+    _shrink_stacks()
     prepared = prepare()
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -53,16 +56,30 @@ def main() -> None:
             if not message:
                 break
             if message == b"spawn":
-                cells.add(_spawn(channel, descriptors[0], prepared))
+                _spawn(channel, descriptors[0], prepared, cells)
             elif (pid := int(message.removeprefix(b"kill "))) in cells:
                 os.kill(pid, signal.SIGKILL)
     for pid in cells:
         os.kill(pid, signal.SIGKILL)
 
 
-def _spawn(channel: socket.socket, descriptor: int, prepared: Prepared) -> int:
+def _shrink_stacks() -> None:
+    """Give threads made from now on STACK_BYTES instead of 8 MiB, which RLIMIT_DATA would count."""
+    libc = ctypes.CDLL(None)
+    attributes = ctypes.create_string_buffer(128)  # pthread_attr_t: 56 bytes on x86-64, 64 on arm64
+    libc.pthread_attr_init(attributes)
+    libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(STACK_BYTES))
+    libc.pthread_setattr_default_np(attributes)
+
+
+def _spawn(channel: socket.socket, descriptor: int, prepared: Prepared, cells: set[int]) -> None:
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # the node is out of processes or memory: one cell less, not all of them
+        os.close(descriptor)
+        channel.send(json.dumps({"pid": 0}).encode())
+        return
     if pid == 0:
         try:
             signal.set_wakeup_fd(-1)
@@ -70,8 +87,8 @@ def _spawn(channel: socket.socket, descriptor: int, prepared: Prepared) -> int:
         finally:
             os._exit(70)
     os.close(descriptor)
+    cells.add(pid)
     channel.send(json.dumps({"pid": pid}).encode())
-    return pid
 
 
 def _reap(channel: socket.socket, cells: set[int]) -> None:

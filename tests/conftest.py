@@ -101,7 +101,9 @@ class Engine:
         """Return the first true answer; the engine is another process, so it has to be asked."""
         deadline = time.monotonic() + seconds
         while not (answer := question()):
-            assert time.monotonic() < deadline, f"not so within {seconds} s; {self.stderr()[-2000:]}"
+            assert time.monotonic() < deadline, (
+                f"not so within {seconds} s; {self.stderr()[-2000:]}"
+            )
             time.sleep(0.02)
         return answer
 

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote
 
@@ -16,8 +17,9 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.api.access import INVOKE, Access, authenticate
-from engine.api.edge import check_json
-from engine.api.problems import PROBLEM_JSON, problem_body, problem_headers, problem_of
+from engine.api.edge import BodyTooSlow, check_json
+from engine.api.problems import OUR_FAULT, PROBLEM_JSON, problem_body, problem_headers, problem_of
+from engine.api.server import Reply
 from engine.backlog import Backlog
 from engine.catalogue import Catalogue, Device, Function, Version
 from engine.clock import Clock, iso
@@ -36,6 +38,9 @@ from runtimes.contract import Outcome
 WRITE: Final = ("ingest", "operate")
 GATEWAY_BYTES_MAX: Final = 16 * 1024 * 1024
 THING_READ_MAX: Final = 100
+RIGHTS_KEPT: Final = 10_000
+REQUEST_ID_CHARS_MAX: Final = 128
+BODY_WAIT_S: Final = 30  # a client that takes longer holds memory for nothing
 INVOKE_ORDER: Final = (
     "main", "default", "job", "fetch", "afterStore", "trigger", "scheduled", "decodeUplink",
     "beforeStore", "queue",
@@ -47,6 +52,7 @@ _OUTCOME_CODE: Final[Mapping[Outcome, str]] = {
 _JSON: Final = (b"content-type", b"application/json")
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
+_decode: Final = msgspec.json.decode
 _WRITE_BODY: Final = msgspec.json.Decoder(RawWrite)
 
 
@@ -54,6 +60,10 @@ class Draining(EngineError):
     """The node is stopping: another one, or this one in a moment, will take the request."""
 
     code = "draining"
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was whole: nobody waits for an answer."""
 
 
 class RunEnded(EngineError):
@@ -113,6 +123,8 @@ class Hot:
         self._backlog = backlog
         self._dispatcher = dispatcher
         self._clock = clock
+        self._rights: dict[tuple[bytes, bytes], Access] = {}
+        self._rights_seen = -1
         self.draining = False
         self.open_count = 0
 
@@ -131,6 +143,8 @@ class Hot:
             if self.draining:
                 raise Draining("the engine is stopping; try again in a moment")  # noqa: TRY301
             await handler(request, *arguments)
+        except ClientGone:
+            pass
         except EngineError as error:
             await request.refuse(error)
         except Exception as error:  # the loop of requests
@@ -140,6 +154,111 @@ class Hot:
             await request.refuse(error)
         finally:
             self.open_count -= 1
+
+    # The short way: see `api.server`.
+
+    def is_quick(self, method: str, path: str) -> bool:
+        """Say whether this may be a synchronous invoke or a device write."""
+        if method != "POST":
+            return False
+        return path.startswith("/v2/things/") or (
+            path.startswith("/v1/functions/") and path.endswith("/invoke")
+        )
+
+    def take(self, scope: Scope, body: bytes, reply: Reply) -> bool:
+        """Serve the request if nothing about it is unusual; see `server.Quick`."""
+        if self.draining:
+            return False
+        path: str = scope["path"]
+        try:
+            if path.startswith("/v2/"):
+                return self._quick_write(path[11:], body, reply)
+            return self._quick_invoke(path[14:-7], scope, body, reply)
+        except (EngineError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False  # nothing was begun: the route itself says what is wrong
+
+    def _quick_invoke(self, name: str, scope: Scope, body: bytes, reply: Reply) -> bool:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if scope["query_string"] or b"prefer" in headers or b"x-request-id" in headers:
+            return False
+        access = self._access(headers.get(b"authorization", b""), headers.get(b"x-project", b""))
+        access.require(*INVOKE)
+        if not 0 < len(body) <= PARAMS_BYTES_MAX:
+            return False
+        _decode(body)  # one body that is not JSON would spoil the batch it travels in
+        function = self._function(access.project_id, name)
+        execution_id = new_id("exe")
+        version = function.choose(execution_id)
+        handler = _first_handler(version.handlers)
+        if handler == "fetch":
+            return False
+        run = self._new_run(execution_id, version, handler, "invoke", body)
+
+        def on_end(run: Run) -> None:
+            self.open_count -= 1
+            number = run.execution_id.encode()
+            if run.outcome is Outcome.SUCCEEDED:
+                status, kind, answer = b"200 OK", b"application/json", run.result
+                timing = _timing(run)[0][1]
+            else:
+                problem = problem_of(
+                    RunEnded(run), instance=scope["path"], request_id="req_" + run.execution_id[4:]
+                )
+                status = b"%d %b" % (problem["status"], problem["title"].encode())
+                kind, answer, timing = PROBLEM_JSON.encode(), _encode(problem), b"total"
+            reply(
+                b"%b\r\ncontent-type: %b\r\nexecution-id: %b\r\nx-request-id: req_%b\r\n"
+                b"server-timing: %b\r\ncontent-length: %d\r\n\r\n%b"
+                % (status, kind, number, number[4:], timing, len(answer), answer)
+            )
+
+        self.open_count += 1
+        run.on_end = on_end
+        self._dispatcher.submit(run)
+        return True
+
+    def _quick_write(self, token: str, body: bytes, reply: Reply) -> bool:
+        device = self._catalogue.known_device(token)
+        if device is None:
+            return False
+        checked = check_values(_WRITE_BODY.decode(body).values, self._clock())
+        commit = Commit()
+        accepted = self._events.accept(commit, device, checked, source="http")
+
+        def done(_result: Any, error: BaseException | None) -> None:
+            self.open_count -= 1
+            event_id = accepted.event_id.encode()
+            if error is None:
+                answer = b'{"status":"created","message":"created","event_id":"%b"}' % event_id
+                status = b"201 Created"
+                self._start(accepted.runs)
+            else:
+                answer = b'{"status":"error","code":503,"message":"%b"}' % OUR_FAULT.encode()
+                status = b"503 Service Unavailable"
+            reply(
+                b"%b\r\ncontent-type: application/json\r\nx-request-id: req_%b\r\n"
+                b"content-length: %d\r\n\r\n%b" % (status, event_id[4:], len(answer), answer)
+            )
+
+        self.open_count += 1
+        commit.done = done
+        self._journal.submit(commit)
+        return True
+
+    def _access(self, authorization: bytes, project: bytes) -> Access:
+        """Return who asks; remembered until keys or projects change."""
+        if self._rights_seen != self._catalogue.rights_changed_count:
+            self._rights_seen = self._catalogue.rights_changed_count
+            self._rights.clear()
+        known = self._rights.get((authorization, project))
+        if known is None:
+            known = authenticate(
+                self._catalogue, authorization.decode("latin-1"), project.decode("latin-1")
+            )
+            if len(self._rights) >= RIGHTS_KEPT:
+                self._rights.clear()
+            self._rights[authorization, project] = known
+        return known
 
     def _route(
         self, method: str, path: str
@@ -482,7 +601,10 @@ class _ThingError(EngineError):
 class _Request:
     """One request: what a handler asks of it, and its one answer."""
 
-    __slots__ = ("_headers", "_receive", "_send", "execution_id", "scope", "started", "thing_api")
+    __slots__ = (
+        "_headers", "_receive", "_request_id", "_send", "execution_id", "scope", "started",
+        "thing_api",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -490,6 +612,7 @@ class _Request:
         self._send = send
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.execution_id = ""
+        self._request_id = ""
         self.thing_api = False
         self.started = False
 
@@ -517,11 +640,16 @@ class _Request:
             raise PayloadTooLarge("the body", limit_name, bytes_max, int(announced))
         message: Message = await self._receive()
         body: bytes = message.get("body", b"")
-        while message.get("more_body", False):
-            if len(body) > bytes_max:
-                break
-            message = await self._receive()
-            body += message.get("body", b"")
+        if message.get("more_body", False):
+            try:
+                async with asyncio.timeout(BODY_WAIT_S):
+                    while message.get("more_body", False) and len(body) <= bytes_max:
+                        message = await self._receive()
+                        body += message.get("body", b"")
+            except TimeoutError:
+                raise BodyTooSlow from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
         if len(body) > bytes_max:
             raise PayloadTooLarge("the body", limit_name, bytes_max, len(body))
         return body
@@ -573,12 +701,21 @@ class _Request:
 
     @property
     def request_id(self) -> str:
-        given = self.header(b"x-request-id")
-        if given and len(given) <= 128 and given.isascii() and given.isprintable():  # noqa: PLR2004
-            return given
-        if self.execution_id:
-            return "req_" + self.execution_id[4:]
-        return new_id("req")
+        """The caller's X-Request-Id when it is a plain one, else one of ours; the same every time."""
+        if not self._request_id:
+            given = self.header(b"x-request-id")
+            if (
+                given
+                and len(given) <= REQUEST_ID_CHARS_MAX
+                and given.isascii()
+                and given.isprintable()
+            ):
+                self._request_id = given
+            elif self.execution_id:
+                self._request_id = "req_" + self.execution_id[4:]
+            else:
+                self._request_id = new_id("req")
+        return self._request_id
 
     async def refuse(self, error: Exception) -> None:
         """Answer with the error: problem+json, or the device API's own envelope."""
@@ -606,9 +743,16 @@ def _invoked_handler(version: Version, asked: str | None) -> str:
     if asked is not None:
         if asked not in version.handlers:
             known = ", ".join(version.handlers)
-            raise Invalid(f"there is no handler {asked[:80]!r}; this version has {known}", "?handler")
+            raise Invalid(
+                f"there is no handler {asked[:80]!r}; this version has {known}", "?handler"
+            )
         return asked
-    return next(name for name in INVOKE_ORDER if name in version.handlers)
+    return _first_handler(version.handlers)
+
+
+@lru_cache(maxsize=1024)
+def _first_handler(handlers: tuple[str, ...]) -> str:
+    return next(name for name in INVOKE_ORDER if name in handlers)
 
 
 def _timing(run: Run) -> list[tuple[bytes, bytes]]:

@@ -137,7 +137,7 @@ HOT_PATHS: Final[dict[str, dict[str, Any]]] = {
             "operationId": "write_devices",
             "tags": ["devices"],
             "summary": "Write to many devices",
-            "description": "A bad item does not spoil the others. Scope: ingest.",
+            "description": "A bad item does not spoil the others. Scope: ingest or operate.",
             "security": _KEY,
             "requestBody": {
                 "required": True,
@@ -160,7 +160,8 @@ HOT_PATHS: Final[dict[str, dict[str, Any]]] = {
             "operationId": "write_device",
             "tags": ["devices"],
             "summary": "Write to one device",
-            "description": "Answered when it is on disk, with the runs it causes. Scope: ingest.",
+            "description": "Answered when it is on disk, with the runs it causes. "
+            "Scope: ingest or operate.",
             "security": _KEY,
             "parameters": [_text("device_id", "path")],
             "requestBody": {"required": True, **_json(_ref("Values"), _VALUES_EXAMPLE)},

@@ -30,8 +30,6 @@ def send(run: Run, arguments: bytes, _call: int) -> str:
         hit = LimitHit(name="deliveries", value=most, used=count)
         raise LimitReached(Outcome.EFFECTS_EXCEEDED, hit)
     text = msgspec.json.encode(payload).decode()
-    effect = DeliveryEffect(
-        id=new_id("dlv"), connection=asked.connection, kind=kind, payload=text
-    )
+    effect = DeliveryEffect(id=new_id("dlv"), connection=asked.connection, kind=kind, payload=text)
     run.effects.append(effect)
     return effect.id

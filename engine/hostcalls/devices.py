@@ -89,9 +89,7 @@ class Devices:
         """Return the devices of the product that started the run."""
         if run.device is None:
             raise HostCallRefused("this run was not started by a device, so it has no product")
-        found = await self._database.read(
-            live.devices_of_product, run.device.product_id, _LIST_MAX
-        )
+        found = await self._database.read(live.devices_of_product, run.device.product_id, _LIST_MAX)
         return [
             {
                 "id": device.id,

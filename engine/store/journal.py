@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from engine.errors import EngineError
 from engine.store.database import Database
@@ -28,6 +28,7 @@ Change = Callable[[Connection], Any]
 
 CHUNK_ROWS: Final = (128, 32, 8, 1)  # fixed sizes, so that the driver's statement cache holds them
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
+RETRY_S: Final = 1.0  # after the database refused records
 _log = structlog.get_logger()
 
 
@@ -65,6 +66,9 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Commit] = []
         self._writing = False
+        self._closing = False
+        self._records = Commit()  # what nobody waits for; gathers until the next transaction
+        self._records_count = 0
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._work: SimpleQueue[list[Commit] | None] = SimpleQueue()
         self._idle = asyncio.Event()
@@ -74,20 +78,31 @@ class Journal:
         self._thread = threading.Thread(target=self._write_forever, name="journal", daemon=True)
         self._thread.start()
 
-    def submit(self, commit: Commit, *, lazy: bool = False) -> None:
+    def submit(self, commit: Commit) -> None:
         """Take `commit`; its `done(result, error)` is called on the loop once it is on disk.
 
-        Args:
-            commit: all of it is committed in one transaction, or none of it.
-            lazy: nobody waits for it, so it may gather with others for up to LAZY_MS.
+        All of it is committed in one transaction, or none of it.
         """
         self._waiting.append(commit)
         self._idle.clear()
-        if self._writing:
-            return
-        if not lazy:
+        if not self._writing:
             self._hand_over()
-        elif self._lazy_timer is None:
+
+    def record(self, table: Table, row: Row, ended: tuple[Table, str] | None = None) -> None:
+        """Take a row that nobody waits for: it is on disk within some milliseconds.
+
+        Args:
+            table: where the row goes, unless it is there already.
+            row: as for `Commit.insert`.
+            ended: (table, id) of a row that goes in the same transaction.
+        """
+        records = self._records
+        records.insert_new(table, row)
+        if ended is not None:
+            records.delete(*ended)
+        self._records_count += 1
+        self._idle.clear()
+        if not self._writing and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
 
     async def commit(self, commit: Commit) -> Any:
@@ -124,13 +139,14 @@ class Journal:
         await self.commit(Commit())
 
     async def drain(self) -> None:
-        """Wait until everything submitted so far is on disk."""
+        """Wait until nothing is left to write."""
         if self._lazy_timer is not None:
             self._hand_over()
         await self._idle.wait()
 
     async def close(self) -> None:
         await self.drain()
+        self._closing = True
         self._work.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -138,11 +154,25 @@ class Journal:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
-        if self._writing or not self._waiting:
+        if self._writing or not (self._waiting or self._records_count):
             return
         self._writing = True
         group, self._waiting = self._waiting, []
+        if self._records_count:
+            group.append(self._gathered())
         self._work.put(group)
+
+    def _gathered(self) -> Commit:
+        records, self._records = self._records, Commit()
+        self._records_count = 0
+
+        def done(_result: Any, error: BaseException | None) -> None:
+            if error is not None and not self._closing:
+                # They are all that is known of runs that have been answered: try until it works.
+                self._loop.call_later(RETRY_S, self.submit, records)
+
+        records.done = done
+        return records
 
     def _written(
         self, group: list[Commit], answers: list[tuple[Any, BaseException | None]]
@@ -151,10 +181,12 @@ class Journal:
         self.commits_count += 1
         if self._waiting:
             self._hand_over()
+        elif self._records_count and self._lazy_timer is None:
+            self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
         for commit, (result, error) in zip(group, answers, strict=True):
             if commit.done is not None:
                 commit.done(result, error)
-        if not self._waiting and not self._writing:
+        if not (self._waiting or self._writing or self._records_count):
             self._idle.set()
 
     def _write_forever(self) -> None:
@@ -188,7 +220,9 @@ class Journal:
             try:
                 with connection.begin_nested():
                     answers.append((commit.change(connection), None))
-            except EngineError as error:
+            except DBAPIError:
+                raise  # the database's: the whole transaction is in doubt
+            except Exception as error:  # noqa: BLE001 - the change's own: its caller is told, alone
                 answers.append((None, error))
         for kind in ("inserts_new", "inserts"):
             for table, rows in _gather(getattr(commit, kind) for commit in group).items():

@@ -90,8 +90,10 @@ class Guest:
         isolate.limit_heap(request.memory_mb * MIB)
         self.loading = True
         self._segment = (-1, isolate.cpu_ns())
+        evaluated = request.program.main
         try:
             for file in request.program.files:
+                evaluated = file.name
                 function = isolate.evaluate(f"{file.code}\n//# sourceURL={file.name}")
                 if file.kind == "module":
                     header = msgspec.json.encode({"name": file.name, "imports": file.imports})
@@ -99,9 +101,10 @@ class Guest:
             header = msgspec.json.encode(
                 {"main": request.program.main, "bindings": request.bindings, "now": request.now_ms}
             )
+            evaluated = request.program.main
             return isolate.ready(header.decode()).encode()
         except V8Error as error:
-            raise LoadFailed(locate(error, request.program)) from error
+            raise LoadFailed(locate(error, request.program, evaluated)) from error
         finally:
             self.loading = False
             self._cpu_seen_ns = isolate.cpu_ns()
@@ -183,11 +186,16 @@ _HEAD: Final = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+): (?P<text>[^\n]*)")
 _FRAME: Final = re.compile(r"(?P<file>[^\s()]+):(?P<line>\d+):(?P<column>\d+)\)?$")
 
 
-def locate(error: V8Error, program: Program) -> GuestError:
+def locate(error: V8Error, program: Program, evaluated: str) -> GuestError:
     """Read file, line and column out of V8's text.
 
     V8 says `main.js:3: SyntaxError: Unexpected token`, the source line, a line of carets, a blank
     line and the stack.
+
+    Args:
+        error: what V8 said.
+        program: what was loaded.
+        evaluated: the file being evaluated: a file that does not parse has no name yet for V8.
     """
     if error.kind == "memory":
         return GuestError(name="RangeError", message="out of memory while the file was loaded")
@@ -201,7 +209,9 @@ def locate(error: V8Error, program: Program) -> GuestError:
     column = caret.find("^") + 1 if caret else 0
     frames = [_FRAME.search(row) for row in rows if row.startswith("    at ")]
     known = {compiled.name: compiled for compiled in program.files}
-    if file not in known:
+    if error.kind == "parse":
+        file = evaluated
+    elif file not in known:
         frame = next((f for f in frames if f is not None and f["file"] in known), None)
         if frame is not None:
             file, line, column = frame["file"], int(frame["line"]), int(frame["column"])
@@ -212,7 +222,7 @@ def locate(error: V8Error, program: Program) -> GuestError:
         name=name if message else "Error",
         message=(message or name)[:4000],
         stack=stack[:8000],
-        file=file if file in known else program.main,
+        file=file if file in known else evaluated,
         line=line,
         column=column,
     )

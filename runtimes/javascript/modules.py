@@ -239,6 +239,7 @@ class ShapeReader:
         shape = self._shape
         names = self._declare(declaration)
         if declaration.type in TYPE_DECLARATIONS:
+            self._refuse_in_javascript(declaration)
             shape.types.update(names)
             self._erase(node)
             return
@@ -265,9 +266,13 @@ class ShapeReader:
             raise source.error(node.start_byte, "syntax error: `export default` needs a value")
         name = source.fresh("_default")
         shape.exports["default"] = name
-        if value.type in ANONYMOUS and value.child_by_field_name("name") is None:
-            shape.kinds[name] = ANONYMOUS[value.type]
-            parts = {each.type: each for each in value.children}
+        # A function or class here ends the statement, whatever the grammar joins to it.
+        first = value
+        while first.is_named and first.type not in ANONYMOUS and first.children:
+            first = first.children[0]
+        if first.type in ANONYMOUS:
+            shape.kinds[name] = ANONYMOUS[first.type]
+            parts = {each.type: each for each in first.children}
             head = [parts[word] for word in ("async", "function", "class", "*") if word in parts]
             code = " ".join(each.type for each in head) + " " + name
             shape.edits.append(source.fit(node.start_byte, head[-1].end_byte, code))
@@ -279,10 +284,14 @@ class ShapeReader:
 
     def _is_type(self, node: Node) -> bool:
         word = child(node, "type")
-        if word is not None and not self._typed:
-            message = "types are for TypeScript; give this file a name that ends in .ts"
-            raise self._source.error(word.start_byte, message)
+        if word is not None:
+            self._refuse_in_javascript(word)
         return word is not None
+
+    def _refuse_in_javascript(self, node: Node) -> None:
+        if not self._typed:
+            message = "types are for TypeScript; give this file a name that ends in .ts"
+            raise self._source.error(node.start_byte, message)
 
     def _erase(self, node: Node) -> None:
         self._shape.edits.append(self._source.erase(node.start_byte, node.end_byte, lead=";"))

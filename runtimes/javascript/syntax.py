@@ -5,6 +5,7 @@ Never:  recurses: a hostile source nests a million brackets.
 """
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -16,6 +17,9 @@ from runtimes.javascript.source import LINE_END, CompileError, Source
 
 # The grammar of TypeScript is a superset of JavaScript's: one grammar for both.
 GRAMMAR: Final = tree_sitter.Language(tree_sitter_typescript.language_typescript())
+# Real code takes 0.15 s for a megabyte. Not X: a count of steps, since a step's cost varies.
+PARSE_SECONDS_MAX: Final = 2
+CHUNK_BYTES: Final = 65_536
 CLOSERS: Final = {"(": ")", "[": "]", "{": "}", "${": "}"}
 JSX: Final = re.compile(r"</[A-Za-z>]|/>|=\s*<>")
 VARIANCE: Final = re.compile(rb"\b(?:in|out)\s+[A-Za-z_$]")
@@ -30,15 +34,35 @@ LINE_OF_GENERICS: Final = re.compile(rb"(?<=[\w)\]}>/])(?<!=>)(\s*?)\n([ \t]*)<"
 
 def parse(source: Source, *, typed: bool) -> Node:
     """Return the tree; its nodes' places are right in `source`, whatever was masked."""
-    parser = tree_sitter.Parser(GRAMMAR)
     if not typed:
-        return parser.parse(source.data).root_node
+        return _parse(source, source.data)
     data = DOTTED_TYPE.sub(lambda found: found[0].replace(b".", b"_"), source.data)
-    root = parser.parse(data).root_node
+    root = _parse(source, data)
     if root.has_error and LINE_OF_GENERICS.search(data):
-        second = parser.parse(LINE_OF_GENERICS.sub(rb"\1;\2<", data)).root_node
+        second = _parse(source, LINE_OF_GENERICS.sub(rb"\1;\2<", data))
         root = root if second.has_error else second
     return root
+
+
+def _parse(source: Source, data: bytes) -> Node:
+    """Parse with a deadline: a megabyte of open comments would take the grammar hours."""
+    stop_at = time.monotonic() + PARSE_SECONDS_MAX
+    reached = 0
+
+    def is_over(at: int, _has_error: bool) -> bool:
+        nonlocal reached
+        reached = at
+        return time.monotonic() > stop_at
+
+    try:
+        return (
+            tree_sitter.Parser(GRAMMAR)
+            .parse(lambda at, _: data[at : at + CHUNK_BYTES], progress_callback=is_over)
+            .root_node
+        )
+    except ValueError:  # what tree-sitter raises when the callback said stop
+        message = f"syntax error: not understood within {PARSE_SECONDS_MAX} s, up to here"
+        raise source.error(min(reached, len(data)), message) from None
 
 
 def walk(root: Node, enter: Callable[[Node], bool]) -> None:

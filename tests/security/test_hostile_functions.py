@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 GUESTS = sorted((Path(__file__).parent / "guests").glob("*.js"))
-EXPECTATION = re.compile(r"// expect: (?P<outcome>\w+)(?: (?P<limit>\w+))?(?: limits=(?P<limits>\S+))?")
+EXPECTATION = re.compile(
+    r"// expect: (?P<outcome>\w+)(?: (?P<limit>\w+))?(?: limits=(?P<limits>\S+))?"
+)
 STATUS = {"succeeded": 200, "timed_out": 504}
 
 

@@ -25,7 +25,7 @@ globalThis.thethingsAPI = {
     if (typeof options === "function") [options, callback] = [undefined, options];
     const { limit, startDate, endDate, lib } = options ?? {};
     const most = lib === "panel" ? 1000 : 100;
-    const count = limit === undefined ? 1 : Math.max(1, Math.min(most, Number(limit) || 1));
+    const count = limit === undefined ? 1 : Math.max(1, Math.min(most, Math.floor(Number(limit)) || 1));
     withCallback("devices.values", { device, key, limit: count, start: startDate, end: endDate }, callback);
   },
   thingWrite(device, body, options, callback) {
@@ -48,15 +48,22 @@ function thingOf(device) {
 
 globalThis.httpRequest = function httpRequest(options, body, callback) {
   if (typeof body === "function") [body, callback] = [undefined, body];
-  const { host, path = "/", method = "GET", secure = false, port, headers = {} } = options;
-  const pairs = keysOf(headers).map((name) => [name, String(headers[name])]);
+  const { host, path = "/", method = "GET", secure = false, port, headers } = options;
+  const pairs = keysOf(headers ?? {}).map((name) => [name, String(headers[name])]);
   const sent = body === undefined || body === null ? null : stringify(body); // always JSON, strings too
   if (sent !== null && !pairs.some(([name]) => name.toLowerCase() === "content-type")) pairs.push(["content-type", "application/json"]);
-  const url = `${secure ? "https" : "http"}://${host}${port === undefined ? "" : ":" + port}${path}`;
+  const url = `${secure ? "https" : "http"}://${host}${port === undefined || port === null ? "" : ":" + port}${path}`;
   withCallback("fetch", { url, method, headers: pairs, body: sent, body_base64: false, redirect: "follow" }, callback, (answer) => ({
-    result: answer.body, statusCode: answer.status, headers: Object.fromEntries(answer.headers),
+    result: answer.body_base64 ? byteText(answer.body) : answer.body, statusCode: answer.status, headers: Object.fromEntries(answer.headers),
   }));
 };
+
+// A body that is no UTF-8 text: one character a byte, as `binary` strings have always been.
+function byteText(base64) {
+  let text = "";
+  for (const byte of Uint8Array.fromBase64(base64)) text += String.fromCharCode(byte);
+  return text;
+}
 
 globalThis.module = { exports: {} };
 globalThis.exports = globalThis.module.exports;

@@ -2,6 +2,7 @@
 
 class Headers {
   #map = new Map(); // lower-case name -> value
+  #cookies = []; // Set-Cookie: the one header whose values cannot be joined with commas
   constructor(init) {
     if (init === undefined || init === null) return;
     if (init instanceof Headers || isArray(init)) for (const [name, value] of init) this.append(name, value);
@@ -9,15 +10,31 @@ class Headers {
   }
   append(name, value) {
     const key = headerName(name);
+    if (key === "set-cookie") return void this.#cookies.push(headerValue(value));
     const known = this.#map.get(key);
     this.#map.set(key, known === undefined ? headerValue(value) : known + ", " + headerValue(value));
   }
-  set(name, value) { this.#map.set(headerName(name), headerValue(value)); }
-  get(name) { return this.#map.get(headerName(name)) ?? null; }
-  has(name) { return this.#map.has(headerName(name)); }
-  delete(name) { this.#map.delete(headerName(name)); }
+  set(name, value) {
+    this.delete(name);
+    this.append(name, value);
+  }
+  get(name) {
+    const key = headerName(name);
+    if (key === "set-cookie") return this.#cookies.length === 0 ? null : this.#cookies.join(", ");
+    return this.#map.get(key) ?? null;
+  }
+  getSetCookie() { return [...this.#cookies]; }
+  has(name) { return this.get(name) !== null; }
+  delete(name) {
+    const key = headerName(name);
+    if (key === "set-cookie") this.#cookies = [];
+    else this.#map.delete(key);
+  }
   forEach(work, self) { for (const [name, value] of this) work.call(self, value, name, this); }
-  *entries() { yield* [...this.#map].sort((a, b) => (a[0] < b[0] ? -1 : 1)); }
+  *entries() {
+    const pairs = [...this.#map, ...this.#cookies.map((value) => ["set-cookie", value])];
+    yield* pairs.sort((a, b) => (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0));
+  }
   *keys() { for (const [name] of this.entries()) yield name; }
   *values() { for (const [, value] of this.entries()) yield value; }
   [Symbol.iterator]() { return this.entries(); }
@@ -40,8 +57,9 @@ class Body {
   #text;
   #used = false;
   constructor(body) {
-    if (body instanceof Uint8Array) this.#bytes = body;
-    else if (body instanceof ArrayBuffer) this.#bytes = new Uint8Array(body);
+    // Copied: what the author does to the array later does not change the body.
+    if (ArrayBuffer.isView(body)) this.#bytes = new Uint8Array(body.buffer, body.byteOffset, body.byteLength).slice();
+    else if (body instanceof ArrayBuffer) this.#bytes = new Uint8Array(body).slice();
     else this.#text = body === undefined || body === null ? null : body instanceof URLSearchParams ? body.toString() : String(body);
   }
   get bodyUsed() { return this.#used; }
@@ -79,11 +97,14 @@ class Request extends Body {
   }
 }
 
+const BODYLESS = [204, 205, 304]; // HTTP: an answer with such a status has no body
+
 class Response extends Body {
   constructor(body, init = {}) {
     super(body);
     this.status = init.status ?? 200;
     if (!(this.status >= 200 && this.status <= 599)) throw new RangeError(`${this.status} is not a status from 200 to 599`);
+    if (body !== undefined && body !== null && BODYLESS.includes(this.status)) throw new TypeError(`a response with status ${this.status} cannot have a body`);
     this.statusText = init.statusText ?? "";
     this.headers = new Headers(init.headers);
     this.ok = this.status >= 200 && this.status <= 299;
@@ -107,7 +128,8 @@ async function fetch(input, init = {}) {
   const answer = await ask("fetch", {
     url: request.url, method: request.method, headers: [...request.headers], redirect: request.redirect, ...Body.wire(request),
   });
-  const body = answer.body_base64 ? Uint8Array.fromBase64(answer.body) : answer.body;
+  const bytes = answer.body_base64 ? Uint8Array.fromBase64(answer.body) : answer.body;
+  const body = BODYLESS.includes(answer.status) ? null : bytes;
   const response = new Response(body, { status: answer.status, statusText: answer.status_text, redirected: answer.redirected, url: answer.url });
   response.headers = new Headers(answer.headers);
   return response;

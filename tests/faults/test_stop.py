@@ -1,0 +1,53 @@
+"""SIGTERM under load: what is in flight is answered, what was promised stays, nothing hangs."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from examples.slack_stand_in import SlackStandIn
+from tests.conftest import Engine
+from tests.faults.audit import audit, settled
+from tests.faults.load import Load, furnish
+
+STOP_S = 15
+IN_FLIGHT = 8
+SLOW_MS = 1_500
+
+
+@pytest.mark.slow
+def test_stop_under_load_is_orderly(own_engine: Callable[..., Engine]) -> None:
+    """Exit status 0, in time; requests in flight get their answers; the next start is clean."""
+    with SlackStandIn() as slack, ThreadPoolExecutor(IN_FLIGHT) as callers:
+        engine = own_engine()
+        load = Load(furnish(engine, slack.webhook_url))
+
+        def call(at: int) -> httpx.Response:
+            return engine.client.post(
+                "/v1/functions/echo/invoke", json={"item": at, "ms": SLOW_MS}
+            )
+
+        with load.running(write=2, gateway=1, job=2, call=1):
+            load.rest(0.5)
+            in_flight = [callers.submit(call, at) for at in range(IN_FLIGHT)]
+            load.rest(0.5)
+            load.up.clear()
+            started = time.monotonic()
+            engine.process.terminate()
+            exit_code = engine.process.wait(timeout=STOP_S)
+            stop_s = time.monotonic() - started
+            answers = [future.result() for future in in_flight]
+            engine.start()
+            load.up.set()
+            load.rest(0.3)
+        settled(engine)
+
+        print(f"stopped in {stop_s:.1f} s with exit code {exit_code}; {load.promises.statuses}")
+        assert exit_code == 0
+        assert [answer.status_code for answer in answers] == [200] * IN_FLIGHT
+        assert {body["code"] for body in load.promises.bodies} <= {"draining"}
+        assert engine.stderr().count('"level": "error"') == 0
+        received = audit(engine, load.promises, slack)
+        assert set(received.values()) == {1}
