@@ -19,4 +19,5 @@ def iso(at_ms: int) -> str:
     `1288310400000` -> `2010-10-29T00:00:00.000Z`.
     """
     seconds, ms = divmod(at_ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+    # Not strftime: its %Y writes year 1 as `1`, where RFC 3339 wants `0001`.
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"

@@ -35,6 +35,8 @@ from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 SWEEP_MS: Final = 20  # how late a wall limit may be noticed
 STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
 LOSSES_MAX: Final = 3  # cells that may die under a run before it is given up
+RETRY_S: Final = 1.0  # when no cell can be had, queued runs wait this long for the next try
+LOAD_MS: Final = 15_000  # a cell that has not loaded a version by then is killed
 QUARANTINE_MS: Final = 60_000  # a version that killed a cell has one of its own for this long
 INTERLEAVED_MAX: Final = 256  # runs in one isolate at a time
 ISOLATES_MAX: Final = 150  # in one cell: each takes about 3 MB of its RLIMIT_DATA, 1 MB of it real
@@ -182,6 +184,9 @@ class Dispatcher:
         if until is not None and until <= self.clock():
             del self._quarantined[version.id]
             until = None
+            own = self._houses.get(f"quarantine:{version.id}")
+            if own is not None and own.idle:
+                own.leave()
         key = version.project_id if until is None else f"quarantine:{version.id}"
         house = self._houses.pop(key, None) or House(self, key)
         self._houses[key] = house  # last: the most recently used
@@ -250,6 +255,7 @@ class House:
             self._unload_least_used()
         version = runner.version
         runner.isolate = self._cell.next_isolate()
+        runner.used_ns = time.monotonic_ns()
         self._runners[runner.isolate] = runner
         request = b'{"program":%b,"bindings":%b,"memory_mb":%d,"now_ms":%d}' % (
             version.program.encode(),
@@ -308,9 +314,14 @@ class House:
             cell = await self.dispatcher.sandbox.acquire()
         except SandboxError as error:
             _log.error("no_cell", house=self.key, error=str(error))
-            self._starting = None
             for runner in tuple(self._by_version.values()):
-                runner.fail_all(GuestError(name="SandboxError", message=str(error)))
+                runner.fail_all(
+                    GuestError(name="SandboxError", message=str(error)), keep_queued=True
+                )
+            await asyncio.sleep(RETRY_S)
+            self._starting = None
+            if not self.idle:
+                self._starting = asyncio.get_running_loop().create_task(self._start())
             return
         self._starting = None
         self._cell = cell
@@ -437,6 +448,13 @@ class Runner:
                 self._call(run, message)
             elif type(message) is _Log:
                 self._take_log(run, message.lines, message.dropped)
+        for number in batch:
+            run = self._runs.get(number)
+            if run is not None and run.cpu_ns > run.limits.cpu_ms * 1_000_000:
+                # In many short steps, which the cell's watchdog sees one by one.
+                used_ms = run.cpu_ns // 1_000_000
+                hit = LimitHit(name="cpu_ms", value=run.limits.cpu_ms, used=used_ms)
+                self._end(run, Outcome.CPU_EXCEEDED, limit=hit)
         if self._batch is None and (self._waiting or self._answers):
             self._send()
         elif self.house.alone or not self.version.live:
@@ -445,6 +463,8 @@ class Runner:
     def sweep(self, now_ns: int) -> None:
         """End runs whose wall time is over; kill an isolate that does not come back."""
         stuck = False
+        if self.loading and self.isolate and now_ns - self.used_ns > LOAD_MS * 1_000_000:
+            self.house.kill()
         for run in tuple(self._runs.values()):
             over_ns = now_ns - run.started_ns - run.limits.wall_ms * 1_000_000
             if over_ns <= 0:
@@ -528,10 +548,14 @@ class Runner:
         if over and self.idle and self._batch is None and not self.loading:
             self.house.unload(self)
 
-    def fail_all(self, error: GuestError) -> None:
+    def fail_all(self, error: GuestError, *, keep_queued: bool = False) -> None:
+        """End what waits; `keep_queued`: only what somebody waits for, the rest can wait longer."""
         waiting, self._waiting = self._waiting, deque()
-        self.loading = False
+        self.loading = keep_queued
         for run in waiting:
+            if keep_queued and run.queued:
+                self._waiting.append(run)
+                continue
             run.outcome, run.error = Outcome.FAILED, error
             self.house.dispatcher.end(run)
 

@@ -25,8 +25,10 @@ from engine.store.tables import events, resources, run_queue, values
 
 DEPTH_MAX: Final = 5  # writes of functions that trigger functions that write ...
 KEY: Final = re.compile(r"\$?[A-Za-z0-9._-]{1,128}")
+JSON_DEPTH_MAX: Final = 200  # of values and params; the prelude keeps the same for results
 RESOURCES_KNOWN_MAX: Final = 500_000
 _COMPACT: Final = re.compile(r"(\d{4})(\d\d)(\d\d)T?(\d\d)(\d\d)(\d\d)")
+_YEAR_MS_MIN: Final = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 _YEAR_MS_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 _encode: Final = msgspec.json.encode
 
@@ -75,6 +77,7 @@ def check_values(raw: Sequence[RawValue], now_ms: int) -> tuple[Value, ...]:
     for at, value in enumerate(raw):
         text = bytes(value.value)
         used += len(text) + len(value.key)
+        check_text(text, f"/values/{at}/value")
         if not KEY.fullmatch(value.key):
             raise Invalid(
                 f"key {value.key[:80]!r} must be 1 to 128 letters, digits, '.', '-' or '_'",
@@ -91,6 +94,34 @@ def check_values(raw: Sequence[RawValue], now_ms: int) -> tuple[Value, ...]:
     if used > EVENT_BYTES_MAX:
         raise PayloadTooLarge("the write", "event_bytes", EVENT_BYTES_MAX, used)
     return tuple(checked)
+
+
+def check_text(text: bytes, pointer: str) -> None:
+    """Refuse JSON that some later reader could not take: it is stored as the text it came as.
+
+    Raises:
+        Invalid: it is not UTF-8, has a number without end, or is nested too deeply.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"is not JSON that can be stored: {error}", pointer) from None
+    if text.count(b"[") + text.count(b"{") > JSON_DEPTH_MAX and _depth(value) > JSON_DEPTH_MAX:
+        raise Invalid(f"is nested deeper than {JSON_DEPTH_MAX} levels", pointer)
+
+
+def _depth(value: object) -> int:
+    depth = 0
+    level = [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer if isinstance(outer, list) else outer.values())
+        ]
+    return depth - 1
 
 
 @lru_cache(maxsize=4096)
@@ -112,11 +143,15 @@ def parse_time(text: str | int) -> int:
             moment = datetime.fromisoformat(text)
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=UTC)
-        return round(moment.timestamp() * 1000)
+        at_ms = round(moment.timestamp() * 1000)
+        # An offset or a fraction can lead out of the years that can be written down again.
+        if not _YEAR_MS_MIN <= at_ms <= _YEAR_MS_MAX:
+            raise OverflowError  # noqa: TRY301
     except (ValueError, OverflowError):
         raise ValueError(
             f"{text[:80]!r} is not a time; use 2010-10-28T12:18:56.799Z or YYYYMMDDHHmmss"
         ) from None
+    return at_ms
 
 
 class Events:
@@ -190,7 +225,11 @@ class Events:
     ) -> list[Run]:
         triggers = self._catalogue.triggers(device.product_id)
         depth = 0 if parent is None else parent.depth + 1
-        if not triggers or depth > DEPTH_MAX:
+        if not triggers:
+            return []
+        if parent is not None and depth > DEPTH_MAX:
+            text = f"this write triggers nothing: {depth} functions deep, the limit is {DEPTH_MAX}"
+            parent.log.append(("warn", parent.clock_ms, text))
             return []
         runs = []
         created_ns = time.monotonic_ns()

@@ -19,6 +19,7 @@ from engine.settings import Settings
 from engine.wiring import Platform, open_platform
 
 GC_ALLOCATIONS: Final = 20_000  # a request makes some 50 objects that the collector counts
+SWITCH_S: Final = 0.001  # the writer of the journal must not wait 5 ms for the interpreter lock
 GRACE_S: Final = 10  # for open requests after the signal
 
 
@@ -42,6 +43,7 @@ async def _serve(settings: Settings) -> None:
     async with open_platform(settings) as platform:
         app = platform.asgi()
         # What is there now stays: the collector need not walk it again and again under load.
+        sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS, 20, 50)

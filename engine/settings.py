@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     cell_memory_mb: int = Field(
         512, ge=64, le=8192, description="Memory a cell may take on top of its size when ready."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written to stderr."
+    )
 
     @field_validator("egress_allow", mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from sandbox.frames import FrameReader, frame
 from sandbox.lockdown import Prepared, lock_down
 
 TICK_MS = 5  # the watchdog looks this often while a guest runs
+IDLE_MS = 50  # without work for so long, a cell prepares the next isolate
 _OUTPUT_HEAD = struct.Struct(">QI")
 _FAULT_CODE = 70
 _STOP_CODE = 86  # exit status of a cell that ended itself; the STOPPED frame says why
@@ -66,7 +67,8 @@ class Cell:
         poll.register(self._channel, select.POLLIN)
         while True:
             busy = any(guest.busy for guest in self._guests.values())
-            if poll.poll(TICK_MS if busy else None):
+            wait_ms = TICK_MS if busy else IDLE_MS if self._spare is None else None
+            if poll.poll(wait_ms):
                 data = self._channel.recv(1 << 18)
                 if not data:
                     return
@@ -74,6 +76,8 @@ class Cell:
                     self._take(kind, isolate, payload)
             elif busy:
                 self.watch()
+            else:
+                self._spare = self._new_guest()  # the next version to be loaded finds it ready
 
     def send(self, kind: FromCell, isolate: int, payload: bytes) -> None:
         with self._sending:

@@ -28,6 +28,7 @@ from sandbox.lockdown import Layer
 START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under load
 STARTS_MAX: Final = 4  # a cell killed at its start, or with its zygote, says nothing of the next
 CLOSE_MS: Final = 2_000
+REAP_S: Final = 1.0  # a dead zygote's channel closes before its status can be had
 _OUTPUT_HEAD: Final = struct.Struct(">QI")
 _V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
 _KILLED: Final = int(signal.SIGKILL)
@@ -374,6 +375,7 @@ class Sandbox:
         if self._zygote is zygote:  # `poll` may not know yet, and its channel is of no more use
             self._zygote = None
         zygote.channel.close()
+        asyncio.get_running_loop().call_later(REAP_S, zygote.process.poll)
         dead = (*zygote.cells.values(), *zygote.spawned)
         zygote.cells.clear()
         zygote.spawned.clear()

@@ -6,11 +6,12 @@ Never:  answers a write before it is on disk; lets one bad item of a batch spoil
 
 import asyncio
 import base64
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 import structlog
@@ -25,7 +26,7 @@ from engine.catalogue import Catalogue, Device, Function, Version
 from engine.clock import Clock, iso
 from engine.dispatch import Dispatcher
 from engine.errors import EngineError, Invalid, NotFound, PayloadTooLarge
-from engine.events import Accepted, Events, RawValue, RawWrite, check_values, parse_time
+from engine.events import Accepted, Events, RawValue, RawWrite, check_text, check_values, parse_time
 from engine.ids import new_id
 from engine.quotas import BATCH_ITEMS_MAX, EVENT_BYTES_MAX, PARAMS_BYTES_MAX
 from engine.run import Run
@@ -52,7 +53,6 @@ _OUTCOME_CODE: Final[Mapping[Outcome, str]] = {
 _JSON: Final = (b"content-type", b"application/json")
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
-_decode: Final = msgspec.json.decode
 _WRITE_BODY: Final = msgspec.json.Decoder(RawWrite)
 
 
@@ -60,6 +60,26 @@ class Draining(EngineError):
     """The node is stopping: another one, or this one in a moment, will take the request."""
 
     code = "draining"
+
+
+class MethodNotAllowed(EngineError):
+    """The path takes another method."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, asked: str, allowed: str) -> None:
+        self.allowed = allowed
+        super().__init__(f"{asked} is not possible here; use {allowed}")
+
+
+class BadAnswer(EngineError):
+    """The `fetch` handler made a response that cannot be sent."""
+
+    code = "function_error"
+
+    def __init__(self, run: Run, why: str) -> None:
+        self.extra = {"execution_id": run.execution_id}
+        super().__init__(f"the response of the fetch handler cannot be sent: {why}")
 
 
 class ClientGone(Exception):
@@ -185,7 +205,7 @@ class Hot:
         access.require(*INVOKE)
         if not 0 < len(body) <= PARAMS_BYTES_MAX:
             return False
-        _decode(body)  # one body that is not JSON would spoil the batch it travels in
+        check_text(body, "")  # one body that is not JSON would spoil the batch it travels in
         function = self._function(access.project_id, name)
         execution_id = new_id("exe")
         version = function.choose(execution_id)
@@ -264,10 +284,10 @@ class Hot:
         self, method: str, path: str
     ) -> tuple[Callable[..., Awaitable[None]], tuple[str, ...]] | None:
         if path.startswith("/v1/"):
+            if path.startswith("/v1/functions/") and path.endswith("/invoke"):
+                return (self._invoke, (path[14:-7],)) if method == "POST" else (self._only_post, ())
             if method != "POST":
                 return None
-            if path.startswith("/v1/functions/") and path.endswith("/invoke"):
-                return self._invoke, (path[14:-7],)
             if path == "/v1/writes":
                 return self._gateway, ()
             if path.startswith("/v1/devices/") and path.endswith("/values"):
@@ -304,6 +324,7 @@ class Hot:
         access.require(*INVOKE)
         body = await request.body(PARAMS_BYTES_MAX, "params_bytes") or b"null"
         check_json(body)
+        check_text(body, "")
         function = self._function(access.project_id, name)
         execution_id = new_id("exe")
         version = function.choose(execution_id)
@@ -405,15 +426,8 @@ class Hot:
         await self._run(run)
         if run.outcome is not Outcome.SUCCEEDED:
             raise RunEnded(run)
-        answer = msgspec.json.decode(run.result, type=_FetchAnswer)
-        content = answer.body or ""
-        data = base64.b64decode(content) if answer.body_base64 else content.encode()
-        headers = [
-            (name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
-            for name, value in answer.headers
-            if name not in _OWN_HEADERS
-        ]
-        await request.answer(answer.status, data, [*headers, *_timing(run)], json=False)
+        status, headers, data = _fetch_answer(run)
+        await request.answer(status, data, [*headers, *_timing(run)], json=False)
 
     # /v1/writes, /v1/devices/{id}/values
 
@@ -526,16 +540,14 @@ class Hot:
         device = await self._thing(request, token)
         key, query = unquote(key), request.query
         try:
-            limit = min(THING_READ_MAX, max(1, int(query.get("limit", "1"))))
-            start = query.get("startDate")
-            end = query.get("endDate")
-            window = Window(
-                start_ms=None if start is None else parse_time(start),
-                end_ms=None if end is None else parse_time(end),
-                limit=limit,
-            )
-        except ValueError as error:
-            raise _ThingError(400, str(error)) from None
+            limit = int(query.get("limit", "1"))
+        except ValueError:
+            raise _ThingError(400, "limit must be a whole number from 1 to 100") from None
+        window = Window(
+            start_ms=_thing_time(query.get("startDate")),
+            end_ms=_thing_time(query.get("endDate")),
+            limit=min(THING_READ_MAX, max(1, limit)),
+        )
         found = await self._database.read(read_timeline, device.id, key, window)
         if not found and key not in await self._database.read(list_resources, device.id):
             raise _ThingError(404, f"the thing has no resource {key!r}")
@@ -555,6 +567,7 @@ class Hot:
         device = await self._thing(request, token)
         body = await request.body(PARAMS_BYTES_MAX, "params_bytes")
         check_json(body or b"null")
+        check_text(body or b"null", "")
         try:
             params = bytes(_PARAMS.decode(body)["params"])
         except (msgspec.MsgspecError, KeyError):
@@ -571,6 +584,9 @@ class Hot:
             raise _ThingError(400 if run.outcome is Outcome.FAILED else 500, message)
         await request.answer(200, run.result, _timing(run))
 
+    async def _only_post(self, request: "_Request") -> None:
+        raise MethodNotAllowed(request.scope["method"], "POST")
+
     async def _no_thing_route(self, request: "_Request") -> None:
         request.thing_api = True
         if request.scope["path"].rstrip("/") == "/v2":
@@ -585,9 +601,40 @@ class _FetchAnswer(msgspec.Struct):
     body_base64: bool
 
 
+STATUS_MIN, STATUS_MAX = 200, 599
+_BODYLESS: Final = frozenset({204, 205, 304})
+_HEADER_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110, 5.6.2
+_HEADER_BREAK: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _OWN_HEADERS: Final = frozenset(
     {"content-length", "transfer-encoding", "connection", "execution-id", "x-request-id", "date"}
 )
+
+
+def _fetch_answer(run: Run) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return status, headers and body of what the handler answered.
+
+    Raises:
+        BadAnswer: the guest tampered with its Response, or a header is none.
+    """
+    try:
+        answer = msgspec.json.decode(run.result, type=_FetchAnswer)
+        content = answer.body or ""
+        data = base64.b64decode(content) if answer.body_base64 else content.encode()
+        headers = [
+            (name.lower().encode("ascii"), value.encode("latin-1"))
+            for name, value in answer.headers
+            if name.lower() not in _OWN_HEADERS
+        ]
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadAnswer(run, str(error)) from None
+    if not STATUS_MIN <= answer.status <= STATUS_MAX:
+        raise BadAnswer(run, f"status {answer.status}")
+    for name, value in headers:
+        if not _HEADER_NAME.fullmatch(name) or _HEADER_BREAK.search(value):
+            raise BadAnswer(run, f"header {name.decode()!r}")
+    if answer.status in _BODYLESS:
+        data = b""
+    return answer.status, headers, data
 
 
 class _ThingError(EngineError):
@@ -658,7 +705,7 @@ class _Request:
         """Return this request as the `fetch` handler gets it, JSON."""
         scope = self.scope
         host = self.header(b"host") or "localhost"
-        path = quote(scope["path"], safe="/%:@!$&'()*+,;=~-._")
+        path = scope["raw_path"].decode("latin-1")
         query = scope["query_string"].decode("latin-1")
         url = f"{scope['scheme']}://{host}{path}{'?' + query if query else ''}"
         try:
@@ -733,10 +780,21 @@ class _Request:
         headers = [
             (name.encode(), value.encode()) for name, value in problem_headers(status).items()
         ]
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", error.allowed.encode()))
         if isinstance(error, PayloadTooLarge):
             headers.append((b"connection", b"close"))  # the rest of the body is not read
         assert (b"content-type", PROBLEM_JSON.encode()) in headers
         await self.answer(status, _encode(problem), headers, json=False)
+
+
+def _thing_time(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_time(text.replace(" ", "+"))  # a + in a query is a space
+    except ValueError as error:
+        raise _ThingError(400, str(error)) from None
 
 
 def _invoked_handler(version: Version, asked: str | None) -> str:

@@ -85,6 +85,9 @@ class Broker:
         code = error.code if isinstance(error, EngineError) else "invalid_arguments"
         text = _error("Error", f"{operation}: {error}", code)
         _note(run, operation, arguments, False, text)
+        if run.awaits_effects is not None:
+            # The guest has ended already and will not see this: its log says it.
+            run.log.append(("error", run.clock_ms, f"{operation}: {error}"))
         answer(False, text)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 
 P = ParamSpec("P")
@@ -37,10 +37,17 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     def migrate(self) -> None:
-        """Bring the schema to this version's, whatever older version of ours it has."""
+        """Bring the schema to this version's, whatever older version of ours it has.
+
+        In one transaction: all of it or nothing.
+        """
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self.engine.begin() as connection:
+            if self.is_sqlite:
+                # The driver begins by itself before rows change, not before tables do: without
+                # this, a kill in the middle would leave some tables and no version.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 Change = Callable[[Connection], Any]
 
-CHUNK_ROWS: Final = (128, 32, 8, 1)  # fixed sizes, so that the driver's statement cache holds them
+CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed sizes, so that the driver's statement cache holds them
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
 RETRY_S: Final = 1.0  # after the database refused records
 _log = structlog.get_logger()

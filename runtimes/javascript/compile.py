@@ -36,6 +36,7 @@ ENDINGS: Final = (".ts", ".js", ".mts", ".mjs", ".cjs")
 # TypeScript's authors write the name that the file will have when it is JavaScript.
 TYPED_TWINS: Final = {".js": ".ts", ".mjs": ".mts"}
 FILES_SHOWN_COUNT: Final = 20
+CLAUSES: Final = frozenset({"import_clause", "export_clause", "namespace_export", "string"})
 MODULE_STATEMENTS: Final = frozenset({"import_statement", "export_statement"})
 
 
@@ -63,6 +64,11 @@ def compile_program(files: Mapping[str, str], main: str) -> Program:
 
     A file is a module if it has an import or export, is imported, or ends in .mjs or .mts.
     Modules are strict and have a scope of their own; any other file is a sloppy script.
+
+    Where modules differ from a real loader's: an imported `let` of which the file also declares
+    a namesake, in any scope, is read once; one that is live gets the exports as `this` when it
+    is called; `export *` within a cycle cannot be read before its own line has run; what is
+    anonymous and default is named `_default` in stacks.
 
     Raises:
         CompileError: the author's sources cannot run here; says where and what to do.
@@ -136,9 +142,15 @@ def _check_syntax(root: Node, source: Source, *, typed: bool, is_module: bool) -
     error = syntax_error(root, source)
     if error is not None and typed:
         raise error
-    if error is not None and has_module_words_in_error(root):
+    statements = [each for each in root.children if each.type in MODULE_STATEMENTS]
+    is_ours = any(
+        part.is_error or part.is_missing or (part.has_error and part.type in CLAUSES)
+        for each in statements
+        for part in each.children
+    )
+    if error is not None and (is_ours or has_module_words_in_error(root)):
         raise error
-    if is_module or any(each.type in MODULE_STATEMENTS for each in root.children):
+    if is_module or statements:
         error = unbalanced(root, source)
         if error is not None:
             raise error

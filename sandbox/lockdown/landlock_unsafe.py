@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Final
 
 from sandbox.lockdown.layer import Layer, missing, standing
 from sandbox.lockdown.libc_unsafe import syscall
@@ -26,7 +27,7 @@ ABI_WITH_SCOPES = 6
 NET_BIND_AND_CONNECT_TCP = 0b11
 SCOPE_ABSTRACT_UNIX_AND_SIGNAL = 0b11
 
-WHY_AND_REMEDY = {
+WHY_AND_REMEDY: Final = {
     errno.ENOSYS: ("this kernel is built without Landlock", "use Linux >= 5.13 with Landlock"),
     errno.EOPNOTSUPP: (
         "Landlock is switched off at boot",

@@ -99,7 +99,6 @@ async def test_code_that_does_not_compile_names_its_line(project: Project) -> No
     assert await project.develop.items("/v1/functions") == []
 
 
-@pytest.mark.xfail(reason="runtimes.javascript.compile names the main file, whichever is wrong")
 async def test_code_that_does_not_compile_names_its_file(shared: Project) -> None:
     """Of several files it is the wrong one."""
     files = {"name": "a", "files": {"main.js": "import './b/c.js'", "b/c.js": "\nlet y = ;"}}
@@ -328,7 +327,6 @@ async def test_what_belongs_to_another_project_is_not_there(
     assert len(await neighbour.operate.items("/v1/functions")) == 1
 
 
-@pytest.mark.xfail(reason="engine.api.hot makes a new request id for the header and the body")
 async def test_problems_of_the_raw_routes_carry_their_request_id(shared: Project) -> None:
     """The id in the body is the header's."""
     await shared.ingest.refused(404, "POST", "/v1/devices/x/values", {"values": []})

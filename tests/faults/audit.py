@@ -7,6 +7,7 @@ Never:  opens the files of an engine that is down, for that would recover them; 
 import json
 import shutil
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -50,16 +51,21 @@ def sending(connection: sqlite3.Connection) -> set[str]:
 
 def settled(engine: Engine) -> None:
     """Wait until nothing is queued and every delivery has ended."""
+    deadline = time.monotonic() + SETTLE_S
     with database(engine.data_dir) as connection:
+        while left := unfinished(connection):
+            assert time.monotonic() < deadline, (left, engine.stderr()[-2000:])
+            time.sleep(0.05)  # the engine is another process, so it has to be asked
 
-        def unfinished() -> bool:
-            query = (
-                "SELECT (SELECT count(*) FROM run_queue) + (SELECT count(*) FROM deliveries"
-                " WHERE state NOT IN ('delivered', 'failed', 'cancelled'))"
-            )
-            return bool(connection.execute(query).fetchone()[0])
 
-        engine.until(lambda: not unfinished(), SETTLE_S)
+def unfinished(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    """Return what still has to run or to be sent, and how much of it."""
+    query = (
+        "SELECT 'run of ' || handler, count(*) FROM run_queue GROUP BY handler UNION ALL"
+        " SELECT 'delivery ' || state, count(*) FROM deliveries"
+        " WHERE state NOT IN ('delivered', 'failed', 'cancelled') GROUP BY state"
+    )
+    return connection.execute(query).fetchall()
 
 
 def audit(engine: Engine, promises: Promises, slack: SlackStandIn) -> Counter[str]:

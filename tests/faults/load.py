@@ -200,9 +200,7 @@ class _Connection:
         self._engine = engine
         self._open: HTTPConnection | None = None
 
-    def post(
-        self, path: str, body: Any, headers: dict[str, str] | None = None
-    ) -> tuple[int, Any]:
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         if self._open is None:
             address = self._engine.url.removeprefix("http://")
             self._open = HTTPConnection(address, timeout=REQUEST_S)

@@ -1,5 +1,7 @@
 """SIGTERM under load: what is in flight is answered, what was promised stays, nothing hangs."""
 
+# ruff: noqa: T201 - seeds and the counts of what was injected are printed
+
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,12 @@ from tests.faults.load import Load, furnish
 STOP_S = 15
 IN_FLIGHT = 8
 SLOW_MS = 1_500
+ENDLESS_MS = 50_000  # within the wall time of a job, and far past the engine's patience
+SLEEPER = """
+export async function job(params) {
+  await new Promise((resolve) => setTimeout(resolve, params.ms));
+}
+"""
 
 
 @pytest.mark.slow
@@ -25,9 +33,7 @@ def test_stop_under_load_is_orderly(own_engine: Callable[..., Engine]) -> None:
         load = Load(furnish(engine, slack.webhook_url))
 
         def call(at: int) -> httpx.Response:
-            return engine.client.post(
-                "/v1/functions/echo/invoke", json={"item": at, "ms": SLOW_MS}
-            )
+            return engine.client.post("/v1/functions/echo/invoke", json={"item": at, "ms": SLOW_MS})
 
         with load.running(write=2, gateway=1, job=2, call=1):
             load.rest(0.5)
@@ -38,6 +44,7 @@ def test_stop_under_load_is_orderly(own_engine: Callable[..., Engine]) -> None:
             engine.process.terminate()
             exit_code = engine.process.wait(timeout=STOP_S)
             stop_s = time.monotonic() - started
+            engine.process.stdout.close()
             answers = [future.result() for future in in_flight]
             engine.start()
             load.up.set()
@@ -51,3 +58,30 @@ def test_stop_under_load_is_orderly(own_engine: Callable[..., Engine]) -> None:
         assert engine.stderr().count('"level": "error"') == 0
         received = audit(engine, load.promises, slack)
         assert set(received.values()) == {1}
+
+
+@pytest.mark.slow
+def test_stop_does_not_wait_for_long_runs(own_engine: Callable[..., Engine]) -> None:
+    """The caller of a run that outlasts it is told so; a queued run goes on at the next start."""
+    with ThreadPoolExecutor(1) as callers:
+        engine = own_engine()
+        engine.deploy("sleeper", SLEEPER)
+        path, headers = "/v1/functions/sleeper/invoke", {"Prefer": "respond-async"}
+
+        queued = engine.ok("POST", path, {"ms": ENDLESS_MS}, headers=headers)
+        engine.until(lambda: engine.executions(status="running"))
+        call = callers.submit(engine.client.post, path, json={"ms": ENDLESS_MS})
+        time.sleep(0.3)  # a run of a call shows nowhere until it has ended
+        started = time.monotonic()
+        engine.process.terminate()
+        exit_code = engine.process.wait(timeout=2 * STOP_S)
+        stop_s = time.monotonic() - started
+        answer = call.result()
+        engine.process.stdout.close()
+        engine.start()
+
+        print(f"stopped in {stop_s:.1f} s; the call was answered with {answer.status_code}")
+        assert (exit_code, stop_s < STOP_S) == (0, True)
+        assert answer.json()["code"] in {"cancelled", "draining"}
+        again = engine.ok("GET", f"/v1/executions/{queued['execution_id']}")
+        assert again["status"] in {"queued", "running"}

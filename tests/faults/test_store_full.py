@@ -1,8 +1,10 @@
 """The database can take nothing more for a while: RLIMIT_FSIZE below the size of its files.
 
-Every write past it fails with EFBIG then, as it would with ENOSPC on a full disk; smaller files (the
-log of the engine) and sockets go on working.
+Every write past it fails with EFBIG then, as it would with ENOSPC on a full disk; smaller files
+(the log of the engine) and sockets go on working.
 """
+
+# ruff: noqa: T201 - seeds and the counts of what was injected are printed
 
 import resource
 from collections.abc import Callable

@@ -10,6 +10,7 @@ function withCallback(operation, args, callback, convert) {
     callback(error, value); // what it throws ends the run: `receive` guards it
   };
   hostCall(
+    run,
     operation,
     args,
     (value) => answer(null, convert === undefined ? value : convert(value)),

@@ -14,6 +14,8 @@ const { defineProperty, freeze, keys: keysOf, create } = Object;
 const { isArray } = Array;
 const PromiseOf = Promise;
 const then = Promise.prototype.then;
+const wellFormed = Function.prototype.call.bind(String.prototype.toWellFormed);
+const indexOf = Function.prototype.call.bind(String.prototype.indexOf);
 const charCodeAt = Function.prototype.call.bind(String.prototype.charCodeAt);
 const sliceText = Function.prototype.call.bind(String.prototype.slice);
 
@@ -27,6 +29,8 @@ const shared = new SharedArrayBuffer(16 + 2 * SHARED_LOG_UNITS);
 const sharedMark = new Int32Array(shared, 0, 4); // [changes, run, CPU limit in ms, log units used]
 const sharedLog = new Uint16Array(shared, 16);
 
+const JSON_DEPTH_MAX = 200; // of results and arguments: every reader of the stored text copes with it
+let finished = []; // runs that ended in this step: the current one, or one that waited for its promise
 let current = null; // the run whose code is on the stack, or whose microtasks are being drained
 let outbox = []; // JSON texts of messages out
 let loadLog = []; // what the guest logs while its file is evaluated, before any run
@@ -108,21 +112,28 @@ function enter(run, nowMs) {
   sharedMark[0]++;
 }
 
-// The step's code and all its microtasks have run: say what the run logged, and whether it ended.
+// The step's code and all its microtasks have run: say what was logged, and which runs ended.
 function leave() {
   const run = current;
   if (run === null) return;
-  const ended = run.ended && run.waiting === 0 && runs[run.id] === run;
-  const done = ended ? doneText(run) : null; // guest code still: toJSON, getters
+  if (runs[run.id] === run) flushLog(run);
+  const ended = finished;
+  finished = [];
+  for (let i = 0; i < ended.length; i++) {
+    if (runs[ended[i].id] === ended[i] && ended[i].waiting === 0) finish(ended[i]);
+  }
   current = null;
   sharedMark[1] = 0;
   sharedMark[0]++;
-  if (runs[run.id] !== run) return;
-  if (run.log.length > 0 || (ended && run.dropped > 0)) {
+}
+
+function finish(run) {
+  current = run;
+  sharedMark[1] = run.id;
+  const done = doneText(run); // guest code still: toJSON, getters
+  if (run.log.length > 0 || run.dropped > 0) {
     put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "]," + run.dropped + "]");
-    run.log = [];
   }
-  if (!ended) return;
   put(outbox, done);
   delete runs[run.id];
 }
@@ -132,13 +143,50 @@ function doneText(run) {
   if (!run.ok) return head + ',"threw",' + errorText(run.value) + "]";
   let text;
   try {
-    text = stringify(run.value);
+    text = jsonText(run.value, "the result");
   } catch (error) {
     return head + ',"threw",' + errorText(error) + "]";
   }
-  if (typeof text !== "string") text = "null"; // undefined, a function, a symbol
   if (text.length > run.outputBytes) return head + ',"output",' + text.length + "]";
   return head + ',"ok",' + text + "]";
+}
+
+// JSON that every reader takes: no half characters, not too deep; "null" for what JSON cannot say.
+function jsonText(value, what) {
+  const text = stringify(value);
+  if (typeof text !== "string") return "null";
+  if (isTooDeep(text)) throw new RangeError(what + " is nested deeper than " + JSON_DEPTH_MAX + " levels");
+  return indexOf(text, "\\ud") < 0 ? text : withoutHalves(text);
+}
+
+function isTooDeep(text) {
+  if (text.length < 2 * JSON_DEPTH_MAX) return false;
+  let depth = 0, quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const unit = charCodeAt(text, i);
+    if (quoted) {
+      if (unit === 92) i++;
+      else if (unit === 34) quoted = false;
+    } else if (unit === 34) quoted = true;
+    else if (unit === 91 || unit === 123) {
+      if (++depth > JSON_DEPTH_MAX) return true;
+    } else if (unit === 93 || unit === 125) depth--;
+  }
+  return false;
+}
+
+// JSON.stringify writes half a surrogate pair, and nothing else, as \udXXX.
+function withoutHalves(text) {
+  let clean = "", from = 0;
+  for (let i = 0; i < text.length; i++) {
+    if (charCodeAt(text, i) !== 92) continue;
+    if (charCodeAt(text, i + 1) === 117 && charCodeAt(text, i + 2) === 100) {
+      clean += sliceText(text, from, i) + "\ufffd";
+      from = i + 6;
+      i += 5;
+    } else i++;
+  }
+  return clean + sliceText(text, from);
 }
 
 function end(run, ok, value) {
@@ -146,6 +194,7 @@ function end(run, ok, value) {
   run.ended = true;
   run.ok = ok;
   run.value = value;
+  put(finished, run);
   return true;
 }
 
@@ -159,18 +208,29 @@ function guarded(run, work, argument) {
 }
 
 // A question to the engine. Answers come back through `receive`, always in the same run.
-function hostCall(operation, args, resolve, reject) {
-  const run = current;
+function hostCall(run, operation, args, resolve, reject) {
   if (run === null) throw new Error(operation + " is not possible while the file is being loaded; call it in a handler");
+  const text = jsonText(args, operation + ": the argument");
   const call = ++run.callCount;
   run.calls[call] = { resolve, reject };
-  const text = stringify(args);
   flushLog(run);
-  put(outbox, "[" + CALL + "," + run.id + "," + call + "," + stringify(operation) + "," + (text === undefined ? "null" : text) + "]");
+  put(outbox, "[" + CALL + "," + run.id + "," + call + "," + stringify(operation) + "," + text + "]");
 }
 
-function ask(operation, args) {
-  return new PromiseOf((resolve, reject) => hostCall(operation, args, resolve, reject));
+// The same as a promise. What is refused is thrown where the author asked: the stack is taken here.
+function ask(run, operation, args) {
+  const asked = new Error();
+  return new PromiseOf((resolve, reject) => {
+    hostCall(run, operation, args, resolve, (error) => {
+      asked.name = error.name;
+      asked.message = error.message;
+      if (error.code) asked.code = error.code;
+      const frames = "" + asked.stack;
+      const at = indexOf(frames, "\n    at ");
+      asked.stack = error.name + ": " + error.message + (at < 0 ? "" : sliceText(frames, at));
+      reject(asked);
+    });
+  });
 }
 
 function flushLog(run) {
@@ -200,6 +260,9 @@ function errorText(error) {
     message = "an error that cannot be shown";
   }
   return stringify({
-    __proto__: null, name: sliceText(name, 0, 200), message: sliceText(message, 0, 4000), stack: sliceText(stack, 0, 8000),
+    __proto__: null,
+    name: wellFormed(sliceText(name, 0, 200)),
+    message: wellFormed(sliceText(message, 0, 4000)),
+    stack: wellFormed(sliceText(stack, 0, 8000)),
   });
 }

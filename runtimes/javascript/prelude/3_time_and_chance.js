@@ -20,6 +20,20 @@ defineProperty(RealDate.prototype, "constructor", { value: VirtualDate, writable
 for (const name of ["parse", "UTC"]) defineProperty(VirtualDate, name, { value: RealDate[name], writable: true, configurable: true });
 defineProperty(VirtualDate, "now", { value: function now() { return nowMs(); }, writable: true, configurable: true });
 globalThis.Date = VirtualDate;
+// Intl reads the real clock when it is given no date.
+const { format: intlFormat, formatToParts } = Object.getOwnPropertyDescriptors(Intl.DateTimeFormat.prototype);
+defineProperty(Intl.DateTimeFormat.prototype, "format", {
+  configurable: true,
+  get() {
+    const format = apply(intlFormat.get, this, []);
+    return (date) => format(date === undefined ? nowMs() : date);
+  },
+});
+defineProperty(Intl.DateTimeFormat.prototype, "formatToParts", {
+  configurable: true, writable: true,
+  value: function (date) { return apply(formatToParts.value, this, [date === undefined ? nowMs() : date]); },
+});
+
 globalThis.performance = { now: () => (current === null ? 0 : current.now - current.began), timeOrigin: loadedAt };
 delete globalThis.Temporal; // Temporal.Now reads the real clock
 delete Atomics.wait; // would block the isolate's only thread
@@ -84,7 +98,7 @@ function setTimer(work, delay, repeat, args) {
   if (typeof work !== "function") throw new TypeError("a timer needs a function");
   const run = current;
   const timer = ++timerCount;
-  const ms = delay > 0 ? +delay : 0;
+  const ms = delay > 0 && delay <= 2147483647 ? +delay : 0; // as in browsers: the rest is 0
   const fire = () => {
     if (cancelledTimers[timer]) {
       delete cancelledTimers[timer];
@@ -93,7 +107,7 @@ function setTimer(work, delay, repeat, args) {
     if (repeat) arm();
     apply(work, undefined, args);
   };
-  const arm = () => hostCall("timer", { ms: ms < 1 ? 1 : ms }, fire, (error) => end(run, false, error));
+  const arm = () => hostCall(run, "timer", { ms: ms < 1 ? 1 : ms }, fire, (error) => end(run, false, error));
   arm();
   return timer;
 }
@@ -106,3 +120,7 @@ globalThis.setTimeout = (work, delay, ...args) => setTimer(work, delay, false, a
 globalThis.setInterval = (work, delay, ...args) => setTimer(work, delay, true, args);
 globalThis.clearTimeout = clearTimer;
 globalThis.clearInterval = clearTimer;
+globalThis.queueMicrotask = (work) => {
+  const run = current;
+  apply(then, PromiseOf.resolve(), [() => (run === null ? work() : guarded(run, work))]);
+};

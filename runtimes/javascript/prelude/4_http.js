@@ -102,8 +102,9 @@ const BODYLESS = [204, 205, 304]; // HTTP: an answer with such a status has no b
 class Response extends Body {
   constructor(body, init = {}) {
     super(body);
-    this.status = init.status ?? 200;
-    if (!(this.status >= 200 && this.status <= 599)) throw new RangeError(`${this.status} is not a status from 200 to 599`);
+    const status = init.status ?? 200;
+    if (!(status >= 200 && status <= 599)) throw new RangeError(`${status} is not a status from 200 to 599`);
+    this.status = Math.floor(status);
     if (body !== undefined && body !== null && BODYLESS.includes(this.status)) throw new TypeError(`a response with status ${this.status} cannot have a body`);
     this.statusText = init.statusText ?? "";
     this.headers = new Headers(init.headers);
@@ -125,7 +126,7 @@ class Response extends Body {
 async function fetch(input, init = {}) {
   const request = new Request(input, init);
   if (init.body instanceof URLSearchParams && !request.headers.has("content-type")) request.headers.set("content-type", "application/x-www-form-urlencoded;charset=UTF-8");
-  const answer = await ask("fetch", {
+  const answer = await ask(current, "fetch", {
     url: request.url, method: request.method, headers: [...request.headers], redirect: request.redirect, ...Body.wire(request),
   });
   const bytes = answer.body_base64 ? Uint8Array.fromBase64(answer.body) : answer.body;
@@ -261,6 +262,68 @@ function decodeUtf8(bytes) {
   }
 }
 
-for (const [name, value] of [["Headers", Headers], ["Request", Request], ["Response", Response], ["URL", URL], ["URLSearchParams", URLSearchParams], ["fetch", fetch]]) {
+class TextEncoder {
+  get encoding() { return "utf-8"; }
+  encode(text = "") { return encodeUtf8(String(text)); }
+}
+
+class TextDecoder {
+  #fatal;
+  constructor(label = "utf-8", options = {}) {
+    if (!/^(utf-?8|unicode-1-1-utf-8)$/i.test(String(label).trim())) throw new RangeError(`TextDecoder knows utf-8 only, not ${label}`);
+    this.#fatal = Boolean(options.fatal);
+  }
+  get encoding() { return "utf-8"; }
+  get fatal() { return this.#fatal; }
+  decode(input = new Uint8Array()) {
+    const bytes = input instanceof ArrayBuffer ? new Uint8Array(input) : new Uint8Array(input.buffer, input.byteOffset, input.byteLength);
+    try {
+      return decodeUtf8(bytes).replace(/^\ufeff/, "");
+    } catch (error) {
+      if (this.#fatal) throw error;
+      return decodeUtf8(repairedUtf8(bytes)).replace(/^\ufeff/, "");
+    }
+  }
+}
+
+// Every byte that is no part of a character becomes U+FFFD.
+function repairedUtf8(bytes) {
+  const good = [];
+  for (let i = 0; i < bytes.length; ) {
+    const lead = bytes[i];
+    const length = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3 : lead >= 0xf0 && lead < 0xf5 ? 4 : 0;
+    const part = bytes.subarray(i, i + length);
+    let fits = length > 0 && part.length === length;
+    if (fits && length > 1) {
+      try {
+        decodeUtf8(part);
+      } catch {
+        fits = false;
+      }
+    }
+    if (fits) good.push(...part);
+    else good.push(0xef, 0xbf, 0xbd);
+    i += fits ? length : 1;
+  }
+  return new Uint8Array(good);
+}
+
+function btoa(text) {
+  const bytes = new Uint8Array(String(text).length);
+  for (let i = 0; i < bytes.length; i++) {
+    const unit = String(text).charCodeAt(i);
+    if (unit > 255) throw new RangeError("btoa takes characters up to U+00FF");
+    bytes[i] = unit;
+  }
+  return bytes.toBase64();
+}
+
+function atob(text) {
+  let decoded = "";
+  for (const byte of Uint8Array.fromBase64(String(text))) decoded += String.fromCharCode(byte);
+  return decoded;
+}
+
+for (const [name, value] of [["TextEncoder", TextEncoder], ["TextDecoder", TextDecoder], ["atob", atob], ["btoa", btoa], ["Headers", Headers], ["Request", Request], ["Response", Response], ["URL", URL], ["URLSearchParams", URLSearchParams], ["fetch", fetch]]) {
   defineProperty(globalThis, name, { value, writable: true, configurable: true });
 }

@@ -4,7 +4,7 @@ const MODULE_HANDLERS = ["fetch", "beforeStore", "afterStore", "scheduled", "job
 const CLASSIC_HANDLERS = ["trigger", "job", "main"];
 const modules = create(null); // file name -> {body, exports, imports} of the bundle
 let handlers = create(null); // handler name -> (input) => void, which ends the current run
-let env = freeze({});
+let Env = class {}; // made when the version is loaded; an object of it belongs to one run
 
 // Takes one file of the program: `this` is JSON {name, imports}, `body` its compiled function.
 function define(body) {
@@ -27,7 +27,7 @@ function ready() {
   "use strict"; // `this` is JSON {main, bindings, now}
   const { main, bindings, now } = parse(this);
   loadedAt = now;
-  env = buildEnv(bindings);
+  Env = envClass(bindings);
   handlers = create(null);
   if (modules[main] !== undefined) findModuleHandlers(load(main));
   else findClassicHandlers();
@@ -73,14 +73,14 @@ function invoke(input) {
 function invokeModule(holder, handler, name, input) {
   const run = current;
   const context = contextOf(run);
-  const returned = apply(handler, holder, [name === "fetch" ? requestOf(input) : input, env, context]);
-  const finish = (value) => {
+  const returned = apply(handler, holder, [name === "fetch" ? requestOf(input) : input, freeze(new Env(run)), context]);
+  const conclude = (value) => {
     if (name !== "fetch") return end(run, true, value);
     if (!(value instanceof Response)) return end(run, false, new TypeError("the fetch handler has to return a Response"));
     const wire = { status: value.status, headers: [...value.headers], ...Body.wire(value) };
     return end(run, true, wire);
   };
-  apply(then, PromiseOf.resolve(returned), [finish, (error) => end(run, false, error)]);
+  apply(then, PromiseOf.resolve(returned), [(value) => guarded(run, conclude, value), (error) => end(run, false, error)]);
 }
 
 function requestOf(input) {
@@ -95,10 +95,12 @@ function contextOf(run) {
     executionId, functionVersion, attempt, deadline, rootId, depth, dryRun: false,
     waitUntil(promise) {
       run.waiting++;
-      const settled = () => { run.waiting--; };
+      const settled = () => {
+        if (--run.waiting === 0 && run.ended) put(finished, run);
+      };
       apply(then, PromiseOf.resolve(promise), [settled, (error) => {
-        run.waiting--;
         logLine("error", ["waitUntil:", error]);
+        settled();
       }]);
     },
   };
@@ -119,18 +121,32 @@ function invokeClassic(handler, input) {
   if (returned instanceof PromiseOf) apply(then, returned, [undefined, (error) => end(run, false, error)]);
 }
 
-function buildEnv(bindings) {
-  const built = { DEVICES: devicesBinding };
-  for (const name of keysOf(bindings.variables)) built[name] = bindings.variables[name];
-  for (const name of keysOf(bindings.secrets)) built[name] = bindings.secrets[name];
-  for (const name of keysOf(bindings.connections)) {
-    built[name] = freeze({ kind: bindings.connections[name], send: (message) => ask("connection.send", { connection: name, message }) });
+// What a version may reach, by name. Each run has its own object, so that a call is the run's own
+// even when its code goes on in another run's turn (two that wait for one promise).
+function envClass(bindings) {
+  class Bound {
+    #run;
+    constructor(run) { this.#run = run; }
+    static runOf(bound) { return bound.#run; }
   }
-  return freeze(built);
+  const give = (name, make) => defineProperty(Bound.prototype, name, {
+    enumerable: true,
+    get() { return make(Bound.runOf(this)); },
+  });
+  give("DEVICES", devicesOf);
+  for (const name of keysOf(bindings.variables)) give(name, () => bindings.variables[name]);
+  for (const name of keysOf(bindings.secrets)) give(name, () => bindings.secrets[name]);
+  for (const name of keysOf(bindings.connections)) {
+    const kind = bindings.connections[name];
+    give(name, (run) => ({ kind, send: (message) => ask(run, "connection.send", { connection: name, message }) }));
+  }
+  return Bound;
 }
 
-const devicesBinding = freeze({
-  values: (device, key, options = {}) => ask("devices.values", { device, key, ...options }),
-  write: (device, values) => ask("devices.write", { device, values: isArray(values) ? values : values.values }),
-  list: () => ask("devices.list", {}),
-});
+function devicesOf(run) {
+  return {
+    values: (device, key, options) => ask(run, "devices.values", { device, key, ...options }),
+    write: (device, values) => ask(run, "devices.write", { device, values: isArray(values) ? values : values?.values }),
+    list: () => ask(run, "devices.list", {}),
+  };
+}

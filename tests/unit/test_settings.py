@@ -1,0 +1,121 @@
+"""What the operator may set, and what is refused at the start."""
+
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CLOUDCODE_{name.upper()}", raising=False)
+
+
+def test_nothing_has_to_be_set() -> None:
+    """Local, embedded database, no secrets: it runs out of the box."""
+    settings = Settings()
+
+    assert (settings.host, settings.port) == ("127.0.0.1", 8700)
+    assert settings.database() == f"sqlite:///{Path('cloudcode-data').resolve() / 'engine.db'}"
+    assert settings.admin_key is None
+    assert settings.master_key is None
+    assert settings.egress_allow == ()
+
+
+def test_every_field_says_what_it_is() -> None:
+    """The descriptions are the operator's documentation."""
+    unsaid = [name for name, field in Settings.model_fields.items() if not field.description]
+
+    assert unsaid == []
+
+
+def test_the_environment_is_read_under_our_prefix_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PORT belongs to someone else."""
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("CLOUDCODE_PORT", "9000")
+    monkeypatch.setenv("CLOUDCODE_DATA_DIR", "/var/lib/cloudcode")
+    monkeypatch.setenv("CLOUDCODE_NOT_A_SETTING", "x")
+
+    settings = Settings()
+
+    assert settings.port == 9000
+    assert settings.database() == "sqlite:////var/lib/cloudcode/engine.db"
+
+
+def test_a_database_url_replaces_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the data directory then holds only the key."""
+    monkeypatch.setenv("CLOUDCODE_DATABASE_URL", "postgresql+psycopg://db/cloudcode")
+
+    assert Settings().database() == "postgresql+psycopg://db/cloudcode"
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("", ()),
+        ("10.0.0.0/8", ("10.0.0.0/8",)),
+        (" 10.0.0.0/8 , fd00::/8,", ("10.0.0.0/8", "fd00::/8")),
+        ("192.168.1.7", ("192.168.1.7/32",)),
+    ],
+)
+def test_networks_are_a_list_with_commas(
+    monkeypatch: pytest.MonkeyPatch, text: str, networks: tuple[str, ...]
+) -> None:
+    """Spaces and a last comma do no harm; one address is a network of one."""
+    monkeypatch.setenv("CLOUDCODE_EGRESS_ALLOW", text)
+
+    assert Settings().egress_allow == tuple(ip_network(network) for network in networks)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "http"),
+        ("egress_allow", "10.0.0.1/8"),  # host bits set: which network was meant?
+        ("egress_allow", "example.com"),
+        ("isolation_required", "none"),
+        ("warm_cells", "-1"),
+        ("warm_cells", "65"),
+        ("cells_max", "0"),
+        ("cell_memory_mb", "63"),
+        ("log_level", "trace"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """At the start, naming the setting; not when it is first used."""
+    monkeypatch.setenv(f"CLOUDCODE_{name.upper()}", text)
+
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+
+    assert {problem["loc"][0] for problem in caught.value.errors()} == {name}
+
+
+def test_settings_do_not_change_while_the_engine_runs() -> None:
+    """They are handed around freely."""
+    settings: Any = Settings()
+
+    with pytest.raises(ValidationError):
+        settings.port = 1
+
+
+def test_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings may end up in a log."""
+    monkeypatch.setenv("CLOUDCODE_ADMIN_KEY", "cck_topsecret")
+    monkeypatch.setenv("CLOUDCODE_MASTER_KEY", "bWFzdGVy")
+
+    settings = Settings()
+
+    assert settings.admin_key is not None
+    assert settings.admin_key.get_secret_value() == "cck_topsecret"
+    assert "topsecret" not in f"{settings!r} {settings} {settings.model_dump()}"
+    assert "bWFzdGVy" not in f"{settings!r} {settings} {settings.model_dump()}"
