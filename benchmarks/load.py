@@ -1,7 +1,7 @@
 """A small HTTP load generator: keep-alive connections, one request in flight on each.
 
-`python benchmarks/load.py` reads a JSON job on stdin and prints a JSON result; it is a process of its
-own so that it does not share the engine's interpreter.
+`python benchmarks/load.py` reads a JSON job on stdin and prints a JSON result; it is a process of
+its own so that it does not share the engine's interpreter.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from itertools import cycle
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import uvloop
@@ -27,7 +28,13 @@ class Result:
 class Connection(asyncio.Protocol):
     """Sends the next request when the answer to the last one is whole."""
 
-    def __init__(self, requests: "cycle[bytes]", result: Result, until_ns: int, done) -> None:
+    def __init__(
+        self,
+        requests: "cycle[bytes]",
+        result: Result,
+        until_ns: int,
+        done: "asyncio.Future[None]",
+    ) -> None:
         self._requests = requests
         self._result = result
         self._until_ns = until_ns
@@ -35,8 +42,8 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._sent_ns = 0
 
-    def connection_made(self, transport) -> None:
-        self._transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
         self._send()
 
     def _send(self) -> None:
@@ -66,12 +73,12 @@ class Connection(asyncio.Protocol):
             self._result.first_error = self._result.first_error or buffer.decode()[:500]
         self._send()
 
-    def connection_lost(self, _error) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         if not self._done.done():
             self._done.set_result(None)
 
 
-async def drive(job: dict) -> dict:
+async def drive(job: dict[str, Any]) -> dict[str, Any]:
     """Run one job: {url, requests: [[method, path, headers, body]], connections, seconds}."""
     parts = urlsplit(job["url"])
     requests = cycle([_bytes(parts.netloc, *request) for request in job["requests"]])
@@ -103,7 +110,7 @@ async def drive(job: dict) -> dict:
     }
 
 
-def _bytes(host: str, method: str, path: str, headers: dict, body: str) -> bytes:
+def _bytes(host: str, method: str, path: str, headers: dict[str, str], body: str) -> bytes:
     data = body.encode()
     lines = [f"{method} {path} HTTP/1.1", f"host: {host}", f"content-length: {len(data)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]

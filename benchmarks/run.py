@@ -1,7 +1,7 @@
 """`make bench`: the engine's speed and memory on this machine, in one run, beside its goals.
 
-Starts an engine with its embedded store in a temporary directory and loads it over HTTP from a second
-process. `--json` prints the figures for programs; `--only a,b` runs a part.
+Starts an engine with its embedded store in a temporary directory and loads it over HTTP from a
+second process. `--json` prints the figures for programs; `--only a,b` runs a part.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
 import psutil
@@ -84,15 +85,17 @@ class Bench:
         self.process.wait(30)
         self._folder.cleanup()
 
-    def post(self, path: str, body, **headers):
+    def post(self, path: str, body: Any, **headers: str) -> Any:
         response = self.client.post(path, json=body, headers=headers)
         response.raise_for_status()
         return response.json()
 
-    def deploy(self, name: str, source: str, **headers) -> None:
+    def deploy(self, name: str, source: str, **headers: str) -> None:
         self.post("/v1/functions", {"name": name, "source": source}, **headers)
 
-    def load(self, requests, connections: int, seconds: float = SECONDS) -> dict:
+    def load(
+        self, requests: list[list[Any]], connections: int, seconds: float = SECONDS
+    ) -> dict[str, Any]:
         job = {
             "url": self.url,
             "requests": requests,
@@ -110,7 +113,9 @@ class Bench:
             raise SystemExit(f"{result['errors']} errors, the first: {result['first_error']}")
         return result
 
-    def add(self, what, figure, unit, goal=None, *, most=False) -> None:
+    def add(
+        self, what: str, figure: float, unit: str, goal: float | None = None, *, most: bool = False
+    ) -> None:
         self.lines.append(Line(what, figure, unit, goal, most))
 
     def waiting(self) -> int:
@@ -121,9 +126,8 @@ class Bench:
         while self.waiting():
             time.sleep(0.01)
 
-    # (a)
-
     def invoke(self) -> None:
+        """(a)."""
         for label, name, source in (
             ("", "plus", PLUS),
             (", async module", "plus_module", PLUS_MODULE),
@@ -140,9 +144,8 @@ class Bench:
             p99 = median(result["p99_ms"] for result in one)
             self.add(f"(a) invoke{label}, 1 connection, p99", p99, "ms")
 
-    # (b)
-
     def writes(self) -> None:
+        """(b)."""
         self.deploy("sum", TRIGGER)
         self.post("/v1/products", {"name": "meter"})
         tokens = [
@@ -176,9 +179,8 @@ class Bench:
             self.add(f"(b) {what}, accepted and run", median(rates), unit, goal)
             self.add(f"(b) {what}, accepted", median(accepted), unit)
 
-    # (c)
-
     def first_calls(self) -> None:
+        """(c)."""
         uploads, firsts = [], []
         for n in range(20):
             time.sleep(0.2)  # a warm node: its pool is full
@@ -192,9 +194,9 @@ class Bench:
         self.add("(c) upload to first answer, p50", median(uploads), "ms", 40, most=True)
         self.add("(c) first call of a new function, p50", median(firsts), "ms", 8, most=True)
 
-    # (d)
-
     def memory(self) -> None:
+        """(d)."""
+
         def cells() -> dict[int, int]:
             zygote = next(iter(psutil.Process(self.process.pid).children()))
             return {cell.pid: cell.memory_full_info().uss for cell in zygote.children()}
@@ -222,9 +224,8 @@ class Bench:
         self.add("(d) memory per idle function", per_function, "MB", 1.1, most=True)
         self.add("(d) memory per project cell", before / 1e6, "MB", 25, most=True)
 
-    # (e)
-
     def host_calls(self) -> None:
+        """(e)."""
         self.deploy("writes", HOST_CALLS)
         self.post("/v1/products", {"name": "counter"})
         device = self.post("/v1/devices", {"product": "counter", "name": "one"})

@@ -1,1 +1,1 @@
-"""The engine: rules, store, API and wiring. Reading order: README, wiring, events, dispatch, commit."""
+"""The engine: rules, store, API and wiring. Read README, wiring, events, dispatch, commit."""

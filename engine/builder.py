@@ -112,5 +112,5 @@ class _Build:
                     file=error.file,
                     line=error.line,
                     column=error.column,
-                )  # fmt: skip
+                )
             )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 Clock = Callable[[], int]
 """Returns the time now in milliseconds since 1970-01-01T00:00Z."""
@@ -19,5 +20,9 @@ def iso(at_ms: int) -> str:
     `1288310400000` -> `2010-10-29T00:00:00.000Z`.
     """
     seconds, ms = divmod(at_ms, 1000)
-    # Not strftime: its %Y writes year 1 as `1`, where RFC 3339 wants `0001`.
-    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"
+    return f"{_second(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=4096)  # of a burst of values most fall into few seconds
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]

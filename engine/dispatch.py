@@ -8,6 +8,7 @@ run that finds the isolate idle leaves at once.
 """
 
 import asyncio
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -34,10 +35,12 @@ from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 SWEEP_MS: Final = 20  # how late a wall limit may be noticed
 STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
-LOSSES_MAX: Final = 3  # cells that may die under a run before it is given up
+LOSSES_MAX: Final = 5  # cells that may die under a run before it is given up
 RETRY_S: Final = 1.0  # when no cell can be had, queued runs wait this long for the next try
 LOAD_MS: Final = 15_000  # a cell that has not loaded a version by then is killed
 QUARANTINE_MS: Final = 60_000  # a version that killed a cell has one of its own for this long
+ALONE_MAX: Final = 2  # suspects of a cell's death that run at a time, each in a cell of its own
+CLASSIC_HANDLERS: Final = frozenset({"trigger", "main"})
 INTERLEAVED_MAX: Final = 256  # runs in one isolate at a time
 ISOLATES_MAX: Final = 150  # in one cell: each takes about 3 MB of its RLIMIT_DATA, 1 MB of it real
 _log = structlog.get_logger()
@@ -126,6 +129,7 @@ class Dispatcher:
         self._houses: dict[str, House] = {}  # in order of use, the least recently used first
         self._runners: dict[Version, Runner] = {}  # those in project cells
         self._quarantined: dict[str, int] = {}  # version id -> until, ms
+        self._suspects: deque[Run] = deque()  # wait to run alone
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.inflight = 0
@@ -163,13 +167,23 @@ class Dispatcher:
 
     def rerun_alone(self, run: Run) -> None:
         """Start a run again in a cell where nothing else is: it may have killed the last one."""
-        house = House(self, f"alone:{run.execution_id}", alone=True)
-        self._houses[house.key] = house
-        Runner(run.version, house).add(run)
+        self._suspects.append(run)
+        self._next_suspect()
+
+    def _next_suspect(self) -> None:
+        alone = sum(house.alone for house in self._houses.values())
+        while self._suspects and alone < ALONE_MAX:
+            run = self._suspects.popleft()
+            house = House(self, f"alone:{run.execution_id}:{run.losses}", alone=True)
+            self._houses[house.key] = house
+            Runner(run.version, house).add(run)
+            alone += 1
 
     def forget(self, house: "House") -> None:
         if self._houses.get(house.key) is house:
             del self._houses[house.key]
+        if house.alone:
+            self._next_suspect()
 
     async def close(self) -> None:
         """Stop: what is queued stays in the store, what waits for an answer is ended as cancelled."""
@@ -361,8 +375,11 @@ class House:
         self._runners.clear()
         stop, self._stop = self._stop, None
         runners = tuple(self._by_version.values())
+        unloaded = [runner for runner in runners if runner.loading]
+        for runner in runners:
+            runner.hold()
         if stop is not None:
-            stop[0].stopped(stop[1])
+            stop[0].stopped(stop[1], loading=stop[0] in unloaded)
         else:
             suspects = [run for runner in runners for run in runner.suspects()]
             if len(suspects) == 1:
@@ -372,8 +389,8 @@ class House:
                     suspect.runner.remove(suspect.run)
                     suspect.run.start_again()
                     self.dispatcher.rerun_alone(suspect.run)
-            elif any(runner.loading for runner in runners):
-                for runner in runners:
+            else:
+                for runner in unloaded:
                     runner.load_failed(death)
         for runner in runners:
             runner.start_again()
@@ -482,11 +499,11 @@ class Runner:
         runs = [self._runs[number] for number in numbers if number in self._runs]
         return [_Suspect(self, run) for run in runs]
 
-    def stopped(self, stop: _Stop) -> None:
+    def stopped(self, stop: _Stop, *, loading: bool) -> None:
         """The cell's watchdog named the run that went over its limit."""
         run = self._runs.get(stop.run)
         if run is None:
-            if self.loading:
+            if loading:
                 hit = stop.limit
                 figure = f": {hit.name} {hit.value}, used {hit.used}" if hit is not None else ""
                 message = f"{stop.outcome} while the version was loaded{figure}"
@@ -509,20 +526,28 @@ class Runner:
             used_mb = max(limit_mb, death.peak_bytes // (1024 * 1024))
             hit = LimitHit(name="memory_mb", value=limit_mb, used=used_mb)
             self._end(run, Outcome.MEMORY_EXCEEDED, limit=hit)
-        elif run.losses + 1 < LOSSES_MAX and death.signal and not self.house.alone:
+        elif run.losses + 1 < LOSSES_MAX and (
+            death.signal == signal.SIGKILL or not self.house.alone
+        ):
             self.remove(run)
             run.start_again()
-            self.house.dispatcher.rerun_alone(run)  # a kill from outside is not its fault
+            self.house.dispatcher.rerun_alone(run)  # it may not have been its fault
         else:
             how = f"signal {death.signal}" if death.signal else f"exit status {death.exit_code}"
             message = f"the cell died under this run ({how})"
             self._end(run, Outcome.CRASHED, error=GuestError(name="Crash", message=message))
 
+    def hold(self) -> None:
+        """The cell is gone: take runs in, send nothing, until `start_again`."""
+        self.loaded = False
+        self.loading = True
+
     def load_failed(self, death: Death) -> None:
-        if self.loading:
-            how = "ran out of memory" if death.out_of_memory else "died"
-            message = f"the cell {how} while the version was loaded"
-            self.fail_all(GuestError(name="LoadError", message=message))
+        if death.signal == signal.SIGKILL:
+            return  # not its own doing: it is loaded again
+        how = "ran out of memory" if death.out_of_memory else "died"
+        message = f"the cell {how} while the version was loaded"
+        self.fail_all(GuestError(name="LoadError", message=message))
 
     def remove(self, run: Run) -> None:
         self._runs.pop(run.number, None)
@@ -586,7 +611,7 @@ class Runner:
                 runs[number] = run
                 run.number = number
                 run.started_ns = now_ns
-                run.clock_ms = now_ms
+                run.clock_ms = run.guest_ms = now_ms
                 run.seed = run.execution_id[-16:]
                 parts.append(_start(number, run))
                 numbers.append(number)
@@ -619,8 +644,9 @@ class Runner:
         def answer(ok: bool, value: bytes) -> None:
             if self._runs.get(number) is not run:
                 return
+            run.guest_ms = clock()
             text = b"[%d,%d,%d,%d,%b,%b]" % (
-                ANSWER, number, call, clock(), b"true" if ok else b"false", value,
+                ANSWER, number, call, run.guest_ms, b"true" if ok else b"false", value,
             )  # fmt: skip
             self._answers.append((number, text))
             if run.awaits_effects is not None and not run.open_effects:
@@ -657,7 +683,11 @@ class Runner:
     def _end_by_wall(self, run: Run, now_ns: int) -> None:
         used = (now_ns - run.started_ns) // 1_000_000
         hit = LimitHit(name="wall_ms", value=run.limits.wall_ms, used=used)
-        self._end(run, Outcome.TIMED_OUT, limit=hit)
+        message = f"Maximum execution time of {run.limits.wall_ms} ms exceeded"
+        if run.handler in CLASSIC_HANDLERS:
+            message += "; did every path call the callback?"
+        error = GuestError(name="TimeoutError", message=message)
+        self._end(run, Outcome.TIMED_OUT, limit=hit, error=error)
 
     def _end(
         self,

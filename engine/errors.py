@@ -1,4 +1,4 @@
-"""What the engine refuses, and why. Every class has a stable `code`; statuses stand in api/problems.
+"""What the engine refuses, and why. Every class has a stable `code`; statuses: api/problems.
 
 EngineError
 |- Invalid            the caller's: a field is wrong (names it)

@@ -112,16 +112,16 @@ def check_text(text: bytes, pointer: str) -> None:
 
 def _depth(value: object) -> int:
     depth = 0
-    level = [value]
+    level = [value] if isinstance(value, list | dict) else []
     while level:
         depth += 1
         level = [
             inner
             for outer in level
-            if isinstance(outer, list | dict)
             for inner in (outer if isinstance(outer, list) else outer.values())
+            if isinstance(inner, list | dict)
         ]
-    return depth - 1
+    return depth
 
 
 @lru_cache(maxsize=4096)

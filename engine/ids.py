@@ -10,5 +10,5 @@ PREFIXES: Final = frozenset(
 
 
 def new_id(prefix: str) -> str:
-    """Return a new id, e.g. `evt_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f`; later ids sort after earlier ones."""
+    """Return a new id, e.g. `evt_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f`; later ids sort after it."""
     return f"{prefix}_{uuid7().hex}"

@@ -6,9 +6,6 @@ Never:  reads a clock or a table; holds more than the id of what is not claimed.
 A delivery goes: later (a heap, by due time) -> due -> claiming -> ready -> sending -> forgotten.
 What is due after HORIZON_MS, or beyond `known_per_lane` of one lane, stays in the table and
 is read in time (`sweep_due`, `lanes_to_refill`): no dead provider's backlog fills the memory.
-Lanes take turns, so a long queue of one connection delays nobody else's. A lane whose provider asks
-for patience, fails or hangs gets narrow: one at a time, and all narrow lanes together leave half of
-the places to the others. Each success widens it again by one.
 """
 
 from collections import deque
@@ -59,7 +56,12 @@ class _Lane:
 
 
 class Lanes:
-    """All that waits or is on its way."""
+    """All that waits or is on its way.
+
+    Lanes take turns, so a long queue of one connection delays nobody else's. A lane whose provider
+    asks for patience, fails or hangs gets narrow: one at a time, and all narrow lanes together
+    leave half of the places to the others. Each success widens it again by one.
+    """
 
     def __init__(self, limits: LaneLimits) -> None:
         self._limits = limits

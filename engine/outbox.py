@@ -3,10 +3,9 @@
 Path:   commit -> `notice` -> here -> connectors.* -> egress -> the provider
 Never:  loses a delivery; sends one that is not committed; counts an attempt that was not made.
 
-Before an attempt the row says `sending` (committed), after it the attempt and the new state go into
-one commit. So a delivery is made exactly once, but for ONE window: the process dies after the
-provider took the request and before the answer is committed. At the next start such a row is tried
-again (at least once), and its log says so. One outbox per database.
+Before an attempt the row says `sending` (committed), after it attempt and new state are one commit.
+So a delivery is made once, but for ONE window: the process dies after the provider took it and
+before that commit. The next start tries it again, and its log says so. One outbox per database.
 """
 
 import asyncio

@@ -60,7 +60,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
 
     number: int = 0  # within its isolate
     seed: str = ""
-    clock_ms: int = 0
+    clock_ms: int = 0  # the guest's clock at its start
+    guest_ms: int = 0  # ... and at the last answer
     started_ns: int = 0
     ended_ns: int = 0
     cpu_ns: int = 0

@@ -122,7 +122,7 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             catalogue,
             tails,
             metrics,
-            submit=lambda run: start_again(run),
+            submit=lambda run: start_again(run),  # noqa: PLW0108 - it is defined further down
             notice=outbox.notice,
         )
         dispatcher = Dispatcher(
@@ -190,7 +190,7 @@ async def _stop_runs(platform: Platform) -> None:
     dispatcher = platform.dispatcher
     try:
         async with asyncio.timeout(DRAIN_S):
-            while dispatcher.inflight > platform.backlog.count:
+            while dispatcher.inflight > platform.backlog.count:  # noqa: ASYNC110 - once, at the end
                 await asyncio.sleep(0.01)
     except TimeoutError:
         pass  # what is left is in the queue's table, or its caller has been told

@@ -1,1 +1,1 @@
-"""When and how often: backoff now; queues, schedules and retries as they come. Imports none of ours."""
+"""When and how often: backoff now; queues and schedules as they come. Imports none of ours."""

@@ -1,7 +1,7 @@
 """The one primitive on the wire between engine and cell: length-prefixed frames.
 
-u32 big-endian length of the rest, one byte kind, u32 isolate, payload. Both sides use this file; the
-engine's side trusts nothing that comes out of it but the shape.
+u32 big-endian length of the rest, one byte kind, u32 isolate, payload. Both sides use this file;
+the engine's side trusts nothing that comes out of it but the shape.
 """
 
 import struct

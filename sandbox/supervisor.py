@@ -49,7 +49,7 @@ class Death:
 
     @property
     def out_of_memory(self) -> bool:
-        """V8 aborts the process when it cannot get memory; SIGKILL without us is the kernel's OOM."""
+        """V8 aborts the process without memory; SIGKILL that is not ours is the kernel's OOM."""
         return self.signal in _V8_ABORTS
 
 
@@ -134,7 +134,9 @@ class Cell(asyncio.Protocol):
         if listener is not None:
             listener.on_death(self._death)
 
-    def _receive(self, kind: str, isolate: int, payload: bytes) -> None:
+    def _receive(  # noqa: C901 - one branch for each kind of frame
+        self, kind: str, isolate: int, payload: bytes
+    ) -> None:
         listener = self.listener
         if kind == FromCell.OUTPUT:
             cpu_ns, peak_kib = _OUTPUT_HEAD.unpack_from(payload)
@@ -304,7 +306,7 @@ class Sandbox:
 
     async def _start_zygote(self) -> _Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = subprocess.Popen(  # noqa: ASYNC220 - 1 ms, once
+        process = subprocess.Popen(  # noqa: ASYNC220, S603 - 1 ms, once; ourselves
             [sys.executable, "-I", "-m", "sandbox.zygote_unsafe", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

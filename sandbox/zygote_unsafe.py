@@ -29,7 +29,7 @@ STACK_BYTES: Final = 1536 * 1024  # V8 lets JavaScript use 984 KiB of it, as in 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.setblocking(True)
-    # The library's pages are mapped here once and shared by every cell; V8 itself starts in the cell.
+    # The library's pages are mapped once and shared by every cell; V8 itself starts in the cell.
     ctypes.CDLL(str(files("py_mini_racer") / "libmini_racer.so"))
     _shrink_stacks()
     prepared = prepare()
@@ -46,19 +46,20 @@ def main() -> None:
     poll.register(channel, select.POLLIN)
     poll.register(wake_read, select.POLLIN)
     cells: set[int] = set()
-    while True:
-        ready = {fd for fd, _ in poll.poll()}
-        if wake_read in ready:
-            os.read(wake_read, 4096)
-            _reap(channel, cells)
-        if channel.fileno() in ready:
-            message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, 1)
-            if not message:
-                break
-            if message == b"spawn":
-                _spawn(channel, descriptors[0], prepared, cells)
-            elif (pid := int(message.removeprefix(b"kill "))) in cells:
-                os.kill(pid, signal.SIGKILL)
+    with suppress(ConnectionError):  # the engine is gone, and left messages of ours unread
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if wake_read in ready:
+                os.read(wake_read, 4096)
+                _reap(channel, cells)
+            if channel.fileno() in ready:
+                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, 1)
+                if not message:
+                    break
+                if message == b"spawn":
+                    _spawn(channel, descriptors[0], prepared, cells)
+                elif (pid := int(message.removeprefix(b"kill "))) in cells:
+                    os.kill(pid, signal.SIGKILL)
     for pid in cells:
         os.kill(pid, signal.SIGKILL)
 

@@ -89,10 +89,14 @@ class ClientGone(Exception):
 class RunEnded(EngineError):
     """The function ran and did not succeed; says how it ended, and where to read more."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, public: bool = False) -> None:
+        """Build the message; `public`: anybody may read it, so the error itself stays in the log."""
         assert run.outcome is not None
         self.code = _OUTCOME_CODE.get(run.outcome, run.outcome.value)
         self.extra: dict[str, Any] = {"execution_id": run.execution_id}
+        if public:
+            super().__init__(f"the function ended as {run.outcome}; its log has more")
+            return
         if run.error is not None:
             self.extra["error"] = msgspec.to_builtins(run.error)
         if run.limit is not None:
@@ -425,7 +429,7 @@ class Hot:
         request.execution_id = execution_id
         await self._run(run)
         if run.outcome is not Outcome.SUCCEEDED:
-            raise RunEnded(run)
+            raise RunEnded(run, public=True)
         status, headers, data = _fetch_answer(run)
         await request.answer(status, data, [*headers, *_timing(run)], json=False)
 
@@ -602,6 +606,7 @@ class _FetchAnswer(msgspec.Struct):
 
 
 STATUS_MIN, STATUS_MAX = 200, 599
+UNPROCESSABLE: Final = 422
 _BODYLESS: Final = frozenset({204, 205, 304})
 _HEADER_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110, 5.6.2
 _HEADER_BREAK: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -772,6 +777,8 @@ class _Request:
         else:
             problem = problem_body("internal", "", instance=path, request_id=request_id)
         status = error.status if isinstance(error, _ThingError) else problem["status"]
+        if status == UNPROCESSABLE and path.startswith("/v2/"):
+            status = 400  # the device API of old knows no 422
         if self.thing_api or path.startswith("/v2/"):
             message = str(error) if isinstance(error, _ThingError) else problem["detail"]
             body = {"status": "error", "code": status, "message": message}

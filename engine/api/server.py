@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 BODY_BYTES_MAX = 32 * 1024  # larger ones are read in pieces, by the ASGI way
@@ -48,7 +47,7 @@ def protocol_for(quick: Quick) -> type[HttpToolsProtocol]:
 
 class _Connection(HttpToolsProtocol):
     way: Quick
-    _waiting: tuple[RequestResponseCycle, ASGIApp] | None = None  # its body is on its way
+    _waiting: tuple[RequestResponseCycle, Any] | None = None  # its body is on its way
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", _Corked(transport)))

@@ -15,7 +15,7 @@ import msgspec
 from engine.egress import Egress, EgressFailed, EgressRefused, Response
 from engine.errors import HostCallRefused, Invalid
 
-SEND_MS_MAX: Final = 15_000  # providers answer within seconds; a hung one must not hold a place long
+SEND_MS_MAX: Final = 15_000  # providers answer within seconds; a hung one holds a place
 ANSWER_BYTES_MAX: Final = 16 * 1024  # only the first line of it is kept
 ERROR_CHARS_MAX: Final = 300
 PAYLOAD_BYTES_MAX: Final = 256 * 1024

@@ -68,8 +68,8 @@ class Slack:
         credentials: dict[str, Any],
         settings: dict[str, Any],
         payload: dict[str, Any],
-        delivery_id: str,  # noqa: ARG002 - Slack has no place for it
-        attempt: int,  # noqa: ARG002
+        delivery_id: str,  # Slack has no place for it
+        attempt: int,
         *,
         now_ms: int,
     ) -> Answer:

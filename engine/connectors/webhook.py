@@ -50,10 +50,10 @@ class Webhook:
         self,
         client: Egress,
         credentials: dict[str, Any],
-        settings: dict[str, Any],  # noqa: ARG002 - there are none
+        settings: dict[str, Any],
         payload: dict[str, Any],
         delivery_id: str,
-        attempt: int,  # noqa: ARG002 - the id stays the same over retries, so receivers can dedupe
+        attempt: int,  # the id stays the same over retries, so receivers can dedupe
         *,
         now_ms: int,
     ) -> Answer:

@@ -66,7 +66,7 @@ class Broker:
             value = await result
         except (EngineError, msgspec.MsgspecError) as error:
             self._refuse(run, operation, arguments, answer, error)
-        except Exception:  # the loop of host calls: a guest must not hang on our mistake
+        except Exception:  # noqa: BLE001 - the loop of host calls: no guest hangs on our mistake
             _log.exception("host_call_failed", operation=operation, execution_id=run.execution_id)
             answer(False, _error("Error", f"{operation} failed inside the engine", "internal"))
         else:

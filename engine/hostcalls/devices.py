@@ -73,7 +73,7 @@ class Devices:
     def write(self, run: Run, arguments: bytes, _call: int) -> Any:
         """Buffer values for a device; they are stored with the run's record, or never."""
         asked = msgspec.json.decode(arguments, type=_Write)
-        checked = check_values(asked.values, run.clock_ms)
+        checked = check_values(asked.values, run.guest_ms)
         run.writes_count += len(checked)
         most = run.limits.device_writes
         if run.writes_count > most:
@@ -85,7 +85,7 @@ class Devices:
         run.open_effects += 1
         return self._write_later(run, asked.device, checked)
 
-    async def list(self, run: Run, arguments: bytes, _call: int) -> list[dict[str, Any]]:  # noqa: ARG002
+    async def list(self, run: Run, arguments: bytes, _call: int) -> list[dict[str, Any]]:
         """Return the devices of the product that started the run."""
         if run.device is None:
             raise HostCallRefused("this run was not started by a device, so it has no product")

@@ -1,6 +1,6 @@
 """Drives V8 through the C functions behind `init_mini_racer`. The only file that knows them.
 
-Path:   sandbox.child -> runtimes.javascript.guest -> here -> V8's own thread, and back on that thread
+Path:   sandbox.child -> runtimes.javascript.guest -> here -> V8's own thread, and back on it
 Never:  waits for V8 on the thread that V8 calls us on; interprets what the guest says.
 
 One isolate has one thread. A batch costs one hand-off: the batch's text crosses as the `this` of a

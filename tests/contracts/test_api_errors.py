@@ -179,6 +179,7 @@ async def test_a_wrong_body_is_refused_with_its_field(shared: Project, case: str
     ["limit=0", "limit=201", "limit=x", "cursor=x", "cursor=' OR 1", "status=done", "since=now"],
 )
 async def test_a_wrong_query_is_refused(shared: Project, query: str) -> None:
+    """422, and the pointer names the part of the query."""
     problem = await shared.operate.refused(422, "GET", f"/v1/executions?{query}")
 
     assert problem["errors"][0]["pointer"] == "?" + query.partition("=")[0]
@@ -233,6 +234,7 @@ async def test_a_body_that_is_too_large_is_not_read(project: Project) -> None:
 
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer nope", "Basic abc", f"Bearer {'a' * 600}"])
 async def test_without_a_key_nothing_opens(shared: Project, key: str) -> None:
+    """401, whatever is wrong with the key, and how one is sent."""
     response = await shared.admin.http.get("/v1/products", headers={"Authorization": key})
 
     assert response.status_code == 401
@@ -400,6 +402,7 @@ async def test_the_last_admin_key_stays(tmp_path: Path) -> None:
 
 
 async def test_names_may_be_of_any_script(project: Project) -> None:
+    """They come back as they were sent."""
     for name in ("Größe", "温度", "صالون", "🌡️ thermo"):
         made = await project.operate.ok("POST", "/v1/products", {"name": name})
         assert made["name"] == name

@@ -45,6 +45,7 @@ async def test_paging_has_no_gap_and_no_double_while_rows_are_added(project: Pro
 
 
 async def test_a_page_that_ends_with_the_list_has_no_next(project: Project) -> None:
+    """Also when it is exactly full; an empty list is a page too."""
     made = [await _product(project, n) for n in range(2)]
 
     page = await project.operate.ok("GET", "/v1/products", params={"limit": 2})
@@ -140,6 +141,7 @@ async def test_metrics_speak_prometheus(shared: Project) -> None:
 
 
 async def test_health_and_limits_need_no_key(shared: Project) -> None:
+    """Orchestrators and authors ask before they have one."""
     caller = shared.admin.http
 
     health = (await caller.get("/healthz")).json()

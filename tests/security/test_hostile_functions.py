@@ -4,7 +4,6 @@ While each runs, and after it, another function of the same project answers as e
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ STATUS = {"succeeded": 200, "timed_out": 504}
 
 
 @pytest.fixture(scope="module")
-def neighbour(engine: Any) -> Iterator[str]:
+def neighbour(engine: Any) -> str:
     engine.deploy("neighbour", "function main(p, cb) { cb(null, p + 1) }")
-    yield "neighbour"
+    return "neighbour"
 
 
 @pytest.mark.slow

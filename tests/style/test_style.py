@@ -6,7 +6,6 @@ reason; one that is no longer needed fails too.
 
 import ast
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 OURS: Final = ("engine", "sandbox", "runtimes", "jobs")
 HEADER_LINES_MAX: Final = 8
 FILE_LINES_MAX: Final = 700
+TEST_FILE_LINES_MAX: Final = 1_400  # a list of facts that do not depend on each other
 
 ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
     "engine": ("engine", "jobs", "sandbox", "runtimes.contract"),
@@ -93,6 +93,9 @@ BARE_TIMEOUTS: Final[Mapping[str, str]] = {
 }
 SLEEPS: Final[Mapping[str, str]] = {
     "engine/cli/logs.py": "a person's terminal waits before it connects again",
+}
+TOO_LONG: Final[Mapping[str, str]] = {
+    "engine/api/hot.py": "the two busiest requests, in the short way and by ASGI: to be parted",
 }
 STDLIB_NAMES: Final[Mapping[str, str]] = {
     "engine/api/platform.py": "what `engine.wiring` opens is called a platform everywhere",
@@ -172,8 +175,7 @@ def test_arrows_between_packages() -> None:
         f"{source.path}:{line}: {module}"
         for source in ours()
         for line, module, _ in source.imports()
-        if is_within(module, OURS)
-        and not is_within(module, ARROWS[source.path.split("/", 1)[0]])
+        if is_within(module, OURS) and not is_within(module, ARROWS[source.path.split("/", 1)[0]])
     ]
 
     assert broken == []
@@ -211,10 +213,11 @@ def test_what_can_break_the_process_stands_in_unsafe_files() -> None:
 
 def test_module_names_say_something_and_shadow_nothing() -> None:
     """No `utils.py`, and none that is read as a module of the standard library."""
+    files = [Path(source.path) for source in ours()]
     names = {
-        source.path: parts[-2] if (parts := Path(source.path).with_suffix("").parts)[-1] == "__init__" else parts[-1]
-        for source in ours()
-    }  # fmt: skip
+        file.as_posix(): file.parent.name if file.stem == "__init__" else file.stem
+        for file in files
+    }
 
     assert [path for path, name in names.items() if name in NAMES_THAT_SAY_NOTHING] == []
     shadows = {path: [1] for path, name in names.items() if name in sys.stdlib_module_names}
@@ -333,8 +336,8 @@ def test_modules_hold_no_state() -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = {name_of(target) for target in targets} - {"__all__"}
             tables |= names
-            final = isinstance(node, ast.AnnAssign) and "Final" in ast.unparse(node.annotation)
-            broken += [f"{source.path}:{node.lineno}: {name} is not Final" for name in names if not final]  # fmt: skip
+            if not (isinstance(node, ast.AnnAssign) and "Final" in ast.unparse(node.annotation)):
+                broken += [f"{source.path}:{node.lineno}: {name} is not Final" for name in names]
         broken += [
             f"{source.path}:{node.lineno}: {name}"  # type: ignore[attr-defined]
             for node in source.nodes()
@@ -364,11 +367,15 @@ def _changed(node: ast.AST) -> str | None:
 
 
 def test_every_file_says_where_it_stands() -> None:
-    """A header of a few lines: what a reader needs before the first line of code."""
+    """A header of a few lines: what a reader needs before the first line of code.
+
+    The tree of a file's errors is part of it, and not counted.
+    """
     broken = []
     for source in ours():
-        header = ast.get_docstring(source.tree, clean=False)
-        if header is None or header.count("\n") + 1 > HEADER_LINES_MAX:
+        header = (ast.get_docstring(source.tree) or "").splitlines()
+        lines = [line for line in header if not line.lstrip().startswith(("|-", "`-"))]
+        if not 1 <= len(lines) <= HEADER_LINES_MAX:
             broken.append(source.path)
 
     assert broken == []
@@ -376,10 +383,14 @@ def test_every_file_says_where_it_stands() -> None:
 
 def test_no_file_is_too_long_to_be_read() -> None:
     """What has grown beyond this holds more than one concept."""
-    every = sources(*OURS, "tests", "examples", "benchmarks")
-    lengths = Counter({source.path: source.text.count("\n") for source in every})
+    found = {}
+    for source in sources(*OURS, "tests", "examples", "benchmarks"):
+        is_test = source.path.startswith("tests/")
+        lines_max = TEST_FILE_LINES_MAX if is_test else FILE_LINES_MAX
+        lines_count = source.text.count("\n")
+        found[source.path] = [lines_count] if lines_count > lines_max else []
 
-    assert [item for item in lengths.most_common() if item[1] > FILE_LINES_MAX] == []
+    assert against(found, TOO_LONG) == []
 
 
 def test_every_test_states_its_fact() -> None:
@@ -427,11 +438,17 @@ def test_the_readme_has_every_error_code() -> None:
 def test_nothing_names_the_place_where_it_was_written() -> None:
     """The repository stands by itself."""
     # Written in pieces, so that this file does not name them.
-    slash = "/"
-    places = [
-        f"{slash}work{slash}", f"{slash}farm{slash}", ".lib" "rary", f"..{slash}shared",
-        "issue" " #", "user-" "requests", "conventions" ".md", "thethings-" "contract",
-    ]  # fmt: skip
+    pieces = [
+        ("/", "work/"),
+        ("/", "farm/"),
+        (".", "library"),
+        ("..", "/shared"),
+        ("issue", " #"),
+        ("user-", "requests"),
+        ("conventions", ".md"),
+        ("thethings-", "contract"),
+    ]
+    places = ["".join(parts) for parts in pieces]
     broken = []
     for file in _files_of_the_repository():
         try:

@@ -99,7 +99,9 @@ def test_a_time_that_is_taken_can_be_written_down_again(moment: datetime) -> Non
 
 def test_a_value_keeps_its_json_as_it_came() -> None:
     """Digits and the order of members survive; without a time it is now."""
-    body = b'{"values":[{"key":"a.b","value":{"z":1.50,"a":[1e2]}},{"key":"$geo","value":" \\u00e9"}]}'
+    body = (
+        b'{"values":[{"key":"a.b","value":{"z":1.50,"a":[1e2]}},{"key":"$geo","value":" \\u00e9"}]}'
+    )
 
     first, second = check_values(msgspec.json.decode(body, type=RawWrite).values, NOW)
 
@@ -139,9 +141,7 @@ def test_any_json_but_null_is_a_value(value: Any) -> None:
     assert msgspec.json.decode(checked.json) == value
 
 
-@pytest.mark.parametrize(
-    "key", ["", "a b", "a/b", "ä", "a\n", "k" * 129, "a$", "$", '"', "\u0663"]
-)
+@pytest.mark.parametrize("key", ["", "a b", "a/b", "ä", "a\n", "k" * 129, "a$", "$", '"', "\u0663"])
 def test_a_key_is_made_of_plain_characters(key: str) -> None:
     """The error points at the value that has it."""
     pointer, message = refusal({"key": "good", "value": 1}, {"key": key, "value": 1})

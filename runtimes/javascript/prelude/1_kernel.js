@@ -95,7 +95,7 @@ function start(id, message) {
   const run = {
     id, handler: message[2], now: 0, began: message[3], seed: message[4], cpuMs: message[5],
     outputBytes: message[6], logLines: message[7], logBytes: message[8], context: message[9],
-    random: null, calls: create(null), callCount: 0, waiting: 0, log: [], logged: 0, logUnits: 0, dropped: 0,
+    random: null, calls: create(null), callCount: 0, timers: create(null), timerCount: 0, waiting: 0, log: [], logged: 0, logUnits: 0, dropped: 0,
     ended: false, ok: true, value: undefined,
   };
   runs[id] = run;
@@ -203,18 +203,27 @@ function guarded(run, work, argument) {
   try {
     work(argument);
   } catch (error) {
-    end(run, false, error);
+    if (!end(run, false, error)) logLine("error", ["after the end:", error]);
   }
 }
 
 // A question to the engine. Answers come back through `receive`, always in the same run.
 function hostCall(run, operation, args, resolve, reject) {
+  if (run !== null && runs[run.id] !== run) run = aliveInstead();
   if (run === null) throw new Error(operation + " is not possible while the file is being loaded; call it in a handler");
   const text = jsonText(args, operation + ": the argument");
   const call = ++run.callCount;
   run.calls[call] = { resolve, reject };
   flushLog(run);
   put(outbox, "[" + CALL + "," + run.id + "," + call + "," + stringify(operation) + "," + text + "]");
+}
+
+// Code that waited for a promise of another run goes on in that run's turn, and that run may have
+// ended meanwhile. What it asks by a global is then asked by the oldest run that lives: by `env`,
+// each run asks for itself.
+function aliveInstead() {
+  for (const id in runs) return runs[id];
+  return null;
 }
 
 // The same as a promise. What is refused is thrown where the author asked: the stack is taken here.

@@ -91,29 +91,26 @@ globalThis.crypto = {
   },
 };
 
-const cancelledTimers = create(null);
-let timerCount = 0;
-
 function setTimer(work, delay, repeat, args) {
   if (typeof work !== "function") throw new TypeError("a timer needs a function");
   const run = current;
-  const timer = ++timerCount;
+  if (run === null) throw new Error("timers are not possible while the file is being loaded; use them in a handler");
+  const timer = ++run.timerCount; // per run: a repeated run gives the same ids
   const ms = delay > 0 && delay <= 2147483647 ? +delay : 0; // as in browsers: the rest is 0
   const fire = () => {
-    if (cancelledTimers[timer]) {
-      delete cancelledTimers[timer];
-      return;
-    }
+    if (!run.timers[timer]) return;
     if (repeat) arm();
+    else delete run.timers[timer];
     apply(work, undefined, args);
   };
   const arm = () => hostCall(run, "timer", { ms: ms < 1 ? 1 : ms }, fire, (error) => end(run, false, error));
+  run.timers[timer] = true;
   arm();
   return timer;
 }
 
 function clearTimer(timer) {
-  if (typeof timer === "number") cancelledTimers[timer] = true;
+  if (current !== null && typeof timer === "number") delete current.timers[timer];
 }
 
 globalThis.setTimeout = (work, delay, ...args) => setTimer(work, delay, false, args);
