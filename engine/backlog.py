@@ -6,7 +6,7 @@ Never:  forgets a row: what memory has no room for stays in the store and is rea
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import structlog
@@ -27,8 +27,13 @@ class Backlog:
     """The queued runs of this node."""
 
     def __init__(
-        self, database: Database, catalogue: Catalogue, submit: Callable[[Run], None]
+        self,
+        database: Database,
+        barrier: Callable[[], Awaitable[None]],
+        catalogue: Catalogue,
+        submit: Callable[[Run], None],
     ) -> None:
+        self._barrier = barrier
         self._database = database
         self._catalogue = catalogue
         self._dispatch = submit
@@ -91,6 +96,7 @@ class Backlog:
         self._left_out = False
         after = ""
         while len(self._held) < IN_MEMORY_MAX:
+            await self._barrier()  # what has ended so far has no row any more
             rows = await self._database.read(store.oldest, after, READ_ROWS)
             for row in rows:
                 run = None if self._is_known(row.id) else await self._revive(row)

@@ -124,7 +124,7 @@ class Settler:
             run.outcome = None
             asyncio.get_running_loop().call_later(RETRY_S, self._submit, run)
         elif run.on_end is not None:
-            run.outcome = Outcome.FAILED
+            run.outcome, run.unstored = Outcome.FAILED, True
             run.error = GuestError(name="StoreFailed", message="the result could not be stored")
             run.on_end(run)
 

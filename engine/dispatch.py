@@ -192,6 +192,11 @@ class Dispatcher:
             self._sweeper.cancel()
         for house in tuple(self._houses.values()):
             house.cancel_all()
+        while self._suspects:
+            run = self._suspects.popleft()
+            run.outcome = Outcome.CANCELLED
+            if not run.queued:
+                self.end(run)
 
     def _runner(self, version: Version) -> "Runner":
         until = self._quarantined.get(version.id)
@@ -336,6 +341,8 @@ class House:
             self._starting = None
             if not self.idle:
                 self._starting = asyncio.get_running_loop().create_task(self._start())
+            elif self.alone:
+                self.leave()
             return
         self._starting = None
         self._cell = cell

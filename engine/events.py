@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import msgspec
@@ -207,10 +207,13 @@ class Events:
             rows.append((device_id, value.key, value.at_ms, seq, value.json, value.geo))
             seq += 1
             if (device_id, value.key) not in self._known:
-                if len(self._known) >= RESOURCES_KNOWN_MAX:
-                    self._known.clear()
-                self._known[device_id, value.key] = None
                 commit.insert_new(resources, (device_id, value.key, now_ms))
+                commit.stored.append(partial(self._learn, device_id, value.key))
+
+    def _learn(self, device_id: str, key: str) -> None:
+        if len(self._known) >= RESOURCES_KNOWN_MAX:
+            self._known.clear()
+        self._known[device_id, key] = None
 
     def _match(
         self,

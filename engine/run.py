@@ -85,6 +85,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     result: bytes = b"null"
     error: GuestError | None = None
     limit: LimitHit | None = None
+    unstored: bool = False  # the database refused its effects; nothing of it happened
 
     @property
     def project_id(self) -> str:

@@ -6,21 +6,26 @@ Path:   cli.serve -> here -> wiring -> uvicorn -> api.hot
 import asyncio
 import gc
 import logging
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Final
 
 import structlog
 import uvicorn
 import uvloop
 
+from engine.api.hot import Hot
 from engine.api.server import protocol_for
 from engine.settings import Settings
 from engine.wiring import Platform, open_platform
 
 GC_ALLOCATIONS: Final = 20_000  # a request makes some 50 objects that the collector counts
 SWITCH_S: Final = 0.001  # the writer of the journal must not wait 5 ms for the interpreter lock
-GRACE_S: Final = 10  # for open requests after the signal
+GRACE_S: Final = 8  # for open requests after the signal
 
 
 def run(settings: Settings) -> None:
@@ -64,14 +69,36 @@ async def _serve(settings: Settings) -> None:
         listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
-        server = uvicorn.Server(config)
+        server = _Server(config, app)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
         if server.started:
             _greet(platform, listener.getsockname()[1])
         await serving
-        app.draining = True
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves the process alive after the signal: the platform is still to be closed.
+
+    Its own `capture_signals` raises the signal again with the default handler once it has stopped,
+    which kills the process before a run, a delivery or the journal has been waited for.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: Hot) -> None:
+        super().__init__(config)
+        self._app = app
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.draining = True
+        super().handle_exit(sig, frame)
 
 
 def _greet(platform: Platform, port: int) -> None:

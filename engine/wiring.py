@@ -45,7 +45,7 @@ from engine.vault import Vault
 from sandbox.supervisor import Sandbox
 
 DEFAULT_PROJECT: Final = "default"
-DRAIN_S: Final = 10.0  # for runs in flight when the engine is told to stop
+DRAIN_S: Final = 2.0  # for runs that have outlasted the grace of `serve`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             clock=clock,
             cells_max=settings.cells_max,
         )
-        backlog = Backlog(database, catalogue, dispatcher.submit)
+        backlog = Backlog(database, journal.barrier, catalogue, dispatcher.submit)
 
         def start_again(run: Run) -> None:
             if run.losses:  # back from a refused commit: it is known to the backlog

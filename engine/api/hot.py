@@ -93,6 +93,8 @@ class RunEnded(EngineError):
         """Build the message; `public`: anybody may read it, so the error itself stays in the log."""
         assert run.outcome is not None
         self.code = _OUTCOME_CODE.get(run.outcome, run.outcome.value)
+        if run.unstored:
+            self.code = "store_failed"
         self.extra: dict[str, Any] = {"execution_id": run.execution_id}
         if public:
             super().__init__(f"the function ended as {run.outcome}; its log has more")
@@ -404,6 +406,8 @@ class Hot:
         run.on_end = on_end
         self._dispatcher.submit(run)
         await ended
+        if run.outcome is Outcome.CANCELLED:
+            raise Draining("the engine stopped before the run had ended; try again in a moment")
 
     def _function(self, project_id: str, name: str) -> Function:
         function = self._catalogue.function(project_id, name)

@@ -62,15 +62,18 @@ class Broker:
     async def _later(
         self, run: Run, operation: str, arguments: bytes, answer: Answer, result: Awaitable[Any]
     ) -> None:
+        losses = run.losses
         try:
             value = await result
         except (EngineError, msgspec.MsgspecError) as error:
-            self._refuse(run, operation, arguments, answer, error)
+            if run.losses == losses:
+                self._refuse(run, operation, arguments, answer, error)
         except Exception:  # noqa: BLE001 - the loop of host calls: no guest hangs on our mistake
             _log.exception("host_call_failed", operation=operation, execution_id=run.execution_id)
             answer(False, _error("Error", f"{operation} failed inside the engine", "internal"))
         else:
-            self._answer(run, operation, arguments, answer, value)
+            if run.losses == losses:  # else its cell is gone, and the transcript begins anew
+                self._answer(run, operation, arguments, answer, value)
 
     def _answer(
         self, run: Run, operation: str, arguments: bytes, answer: Answer, value: Any

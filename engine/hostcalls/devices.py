@@ -104,10 +104,15 @@ class Devices:
         ]
 
     async def _write_later(self, run: Run, asked: str, checked: tuple[Value, ...]) -> Any:
+        losses = run.losses
         try:
-            return _buffer(run, await self._device(run, asked), checked)
+            device = await self._device(run, asked)
         finally:
-            run.open_effects -= 1
+            if run.losses == losses:  # else the run began again meanwhile, with a count of its own
+                run.open_effects -= 1
+        if run.losses != losses:
+            return None  # nobody listens, and the effect would be the next attempt's
+        return _buffer(run, device, checked)
 
     async def _device(self, run: Run, asked: str) -> Device:
         known = run.device

@@ -46,6 +46,7 @@ class Commit:
     inserts_new: dict[Table, list[Row]] = field(default_factory=dict)  # skipped when present
     deletes: dict[Table, list[str]] = field(default_factory=dict)  # by the column `id`
     change: Change | None = None
+    stored: list[Callable[[], None]] = field(default_factory=list)  # called once it is on disk
     done: Callable[[Any, BaseException | None], None] | None = None
 
     def insert(self, table: Table, row: Row) -> None:
@@ -184,6 +185,9 @@ class Journal:
         elif self._records_count and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
         for commit, (result, error) in zip(group, answers, strict=True):
+            if error is None:
+                for stored in commit.stored:
+                    stored()
             if commit.done is not None:
                 commit.done(result, error)
         if not (self._waiting or self._writing or self._records_count):

@@ -630,10 +630,13 @@ def test_the_handlers_status_is_the_answers(engine: Any, web: str, status: int) 
 def test_a_handler_without_a_response_is_502(
     engine: Any, web: str, say_what: str, expected: str
 ) -> None:
-    """The problem says what the handler did instead of answering."""
+    """The record says what the handler did; the public answer only where to look."""
     answer = get(f"{engine.url}{web}?say={say_what}")
 
-    assert expected in problem(answer, 502, "function_error")["detail"]
+    shown = problem(answer, 502, "function_error")
+    execution = engine.ok("GET", f"/v1/executions/{shown['execution_id']}")
+    assert expected in execution["error"]["message"]
+    assert expected not in shown["detail"]
 
 
 def test_headers_of_the_engine_stay_its_own(engine: Any, web: str) -> None:
@@ -1146,7 +1149,7 @@ def test_a_wrong_write_of_a_thing_stores_nothing(
 
     answer = post(engine.url + device.thing, content=body)
 
-    assert thing_error(answer, status)
+    assert thing_error(answer, 400 if status == 422 else status)
     assert device.stored() == []
 
 
@@ -1187,7 +1190,7 @@ def test_a_failed_function_is_a_things_error(engine: Any, meter: Timeline) -> No
     hung = post(f"{url}/hot-thing-hangs", json={"params": 1})
 
     assert thing_error(failed, 400) == "quota is empty"
-    assert "wall_ms" in thing_error(hung, 500)
+    assert "100 ms" in thing_error(hung, 500)
 
 
 def test_a_deleted_thing_is_unknown(engine: Any, shop: Callable[[], Timeline]) -> None:
