@@ -166,7 +166,7 @@ class Bench:
         for what, requests, connections, factor, unit, goal in (
             ("single-value writes", singles, 32, 1, "writes/s", 4_000),
             ("writes of 100 values", hundreds, 32, 100, "values/s", 50_000),
-            ("gateway requests of 100 writes", gateways, 4, 100, "runs/s", 15_000),
+            ("gateway requests of 100 writes", gateways, 8, 100, "runs/s", 15_000),
         ):
             rates, accepted = [], []
             for _ in range(ROUNDS):

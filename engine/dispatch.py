@@ -186,7 +186,7 @@ class Dispatcher:
             self._next_suspect()
 
     async def close(self) -> None:
-        """Stop: what is queued stays in the store, what waits for an answer is ended as cancelled."""
+        """Stop: what is queued stays in the store; what waits for an answer ends as cancelled."""
         self.closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -449,7 +449,7 @@ class Runner:
         self.loading = False
         self._send()
 
-    def on_output(
+    def on_output(  # noqa: C901 - one branch for each kind of message
         self, cpu_ns: int, peak_bytes: int, messages: Iterable[_Done | _Call | _Log]
     ) -> None:
         batch, self._batch = self._batch, None

@@ -7,7 +7,6 @@ Never:  answers for itself: the caller answers once the commit is on disk.
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import Final
@@ -53,8 +52,7 @@ class RawWrite(msgspec.Struct):
     values: list[RawValue]
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """What one write put into a commit."""
 
     event_id: str

@@ -63,10 +63,10 @@ class Metrics:
             counted = self._functions[key] = _PerFunction()
         status = run.outcome.value
         counted.statuses[status] = counted.statuses.get(status, 0) + 1
-        counted.wall.add(run.wall_ns / 1e9)
+        counted.wall.add((run.ended_ns - run.started_ns) / 1e9 if run.started_ns else 0.0)
         counted.cpu.add(run.cpu_ns / 1e9)
         counted.queue.add(run.queue_ns / 1e9)
-        counted.memory.add(float(run.peak_bytes))
+        counted.memory.add(run.peak_bytes)
         name = (run.version.function,)
         if run.cold:
             self._cold[name] = self._cold.get(name, 0) + 1

@@ -9,8 +9,7 @@ from engine.catalogue import Device, Version
 from runtimes.contract import GuestError, LimitHit, Limits, Outcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Value:
+class Value(msgspec.Struct, frozen=True, kw_only=True):
     """One value on a device's timeline, checked and ready for the store."""
 
     key: str

@@ -71,7 +71,7 @@ async def _serve(settings: Settings) -> None:
         listener.bind((settings.host, settings.port))
         server = _Server(config, app)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started and not serving.done():
+        while not server.started and not serving.done():  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.005)
         if server.started:
             _greet(platform, listener.getsockname()[1])

@@ -90,7 +90,7 @@ class RunEnded(EngineError):
     """The function ran and did not succeed; says how it ended, and where to read more."""
 
     def __init__(self, run: Run, *, public: bool = False) -> None:
-        """Build the message; `public`: anybody may read it, so the error itself stays in the log."""
+        """Build the message; `public`: anybody may read it, so the error stays in the log."""
         assert run.outcome is not None
         self.code = _OUTCOME_CODE.get(run.outcome, run.outcome.value)
         if run.unstored:
@@ -479,7 +479,7 @@ class Hot:
         for item in items:
             try:
                 if isinstance(item, Invalid):
-                    raise item  # noqa: TRY301
+                    raise item
                 device = await self._item_device(access, item)
                 checked = check_values(item.values, now_ms)
             except EngineError as error:
@@ -757,7 +757,7 @@ class _Request:
 
     @property
     def request_id(self) -> str:
-        """The caller's X-Request-Id when it is a plain one, else one of ours; the same every time."""
+        """The caller's X-Request-Id if it is a plain one, else one of ours; always the same."""
         if not self._request_id:
             given = self.header(b"x-request-id")
             if (

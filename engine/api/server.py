@@ -4,8 +4,8 @@ Path:   uvicorn parses -> `Quick.take` (a sync invoke, a device write) -> one wr
         anything else, anything unusual -> ASGI as ever
 
 uvicorn makes a task for each request and sends the head and the body of an answer one by one: with
-Python's share, half of what such a request costs. The short way has neither. It takes a request only
-when its body is complete, and never answers an error: it leaves those to the ASGI routes.
+Python's share, half of what such a request costs. The short way has neither. It takes a request
+only when its body is complete, and never answers an error: it leaves those to the ASGI routes.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ class Quick(Protocol):
         ...
 
     def take(self, scope: Any, body: bytes, reply: Reply) -> bool:
-        """Begin to serve the request and return True, or False: nothing was done.
+        r"""Begin to serve the request and return True, or False: nothing was done.
 
         `reply(rest)` is called once, now or later, with status, headers and body as bytes:
-        `200 OK\\r\\ncontent-length: 2\\r\\n\\r\\n{}`.
+        `200 OK\r\ncontent-length: 2\r\n\r\n{}`.
         """
         ...
 

@@ -10,11 +10,11 @@ statement holds the interpreter lock once, however many rows it carries.
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
+import msgspec
 import structlog
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -26,7 +26,7 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 Change = Callable[[Connection], Any]
 
-CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed sizes, so that the driver's statement cache holds them
+CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
 RETRY_S: Final = 1.0  # after the database refused records
 _log = structlog.get_logger()
@@ -38,15 +38,14 @@ class StoreFailed(EngineError):
     code = "store_failed"
 
 
-@dataclass(slots=True)
-class Commit:
+class Commit(msgspec.Struct, eq=False):
     """What must be committed together: rows by table, ids to delete by table, changes to run."""
 
-    inserts: dict[Table, list[Row]] = field(default_factory=dict)
-    inserts_new: dict[Table, list[Row]] = field(default_factory=dict)  # skipped when present
-    deletes: dict[Table, list[str]] = field(default_factory=dict)  # by the column `id`
+    inserts: dict[Table, list[Row]] = msgspec.field(default_factory=dict)
+    inserts_new: dict[Table, list[Row]] = msgspec.field(default_factory=dict)  # skipped when present
+    deletes: dict[Table, list[str]] = msgspec.field(default_factory=dict)  # by the column `id`
     change: Change | None = None
-    stored: list[Callable[[], None]] = field(default_factory=list)  # called once it is on disk
+    stored: list[Callable[[], None]] = msgspec.field(default_factory=list)  # called once it is on disk
     done: Callable[[Any, BaseException | None], None] | None = None
 
     def insert(self, table: Table, row: Row) -> None:
@@ -127,7 +126,7 @@ class Journal:
         return await future
 
     async def run(self, change: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run `change(connection, ...)` in the writer's transaction; an exception undoes it alone."""
+        """Run `change(connection, ...)` in a transaction of the writer; an error undoes it alone."""
 
         def bound(connection: Connection) -> T:
             return change(connection, *args, **kwargs)
