@@ -174,9 +174,11 @@ def _record(run: Run, effects: list[dict[str, Any]]) -> tuple[Any, ...]:
 def _report(run: Run, effects: list[dict[str, Any]]) -> str:
     """Return what most runs need no column for, as JSON; by hand, as every run has one."""
     parts = [
-        f'{{"root_id":"{run.root_id}","depth":{run.depth},'
-        f'"cold_start":{"true" if run.cold else "false"},"effects":'
-        f"{_encode(effects).decode() if effects else '[]'}"
+        (
+            f'{{"root_id":"{run.root_id}","depth":{run.depth},'
+            f'"cold_start":{"true" if run.cold else "false"},"effects":'
+            f"{_encode(effects).decode() if effects else '[]'}"
+        )
     ]
     if run.error is not None:
         parts.append(f',"error":{_encode(run.error).decode()}')

@@ -8,6 +8,7 @@ run that finds the isolate idle leaves at once.
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections import deque
@@ -461,6 +462,8 @@ class Runner:
             run = self._runs.get(number)
             if run is not None:
                 run.cpu_ns += share_ns
+                if len(batch) == 1:
+                    run.own_cpu_ns += cpu_ns
                 run.peak_bytes = peak_bytes
         for message in messages:
             run = self._runs.get(message.run)
@@ -474,9 +477,10 @@ class Runner:
                 self._take_log(run, message.lines, message.dropped)
         for number in batch:
             run = self._runs.get(number)
-            if run is not None and run.cpu_ns > run.limits.cpu_ms * 1_000_000:
-                # In many short steps, which the cell's watchdog sees one by one.
-                used_ms = run.cpu_ns // 1_000_000
+            if run is not None and run.own_cpu_ns > run.limits.cpu_ms * 1_000_000:
+                # In many short steps, which the cell's watchdog sees one by one. Only what it used
+                # with nobody beside it counts here: no run is ended for its neighbour's CPU.
+                used_ms = run.own_cpu_ns // 1_000_000
                 hit = LimitHit(name="cpu_ms", value=run.limits.cpu_ms, used=used_ms)
                 self._end(run, Outcome.CPU_EXCEEDED, limit=hit)
         if self._batch is None and (self._waiting or self._answers):
@@ -619,7 +623,7 @@ class Runner:
                 run.number = number
                 run.started_ns = now_ns
                 run.clock_ms = run.guest_ms = now_ms
-                run.seed = run.execution_id[-16:]
+                run.seed = os.urandom(8).hex()  # a secret of the run: its id is public
                 parts.append(_start(number, run))
                 numbers.append(number)
         if not parts:

@@ -63,7 +63,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     guest_ms: int = 0  # ... and at the last answer
     started_ns: int = 0
     ended_ns: int = 0
-    cpu_ns: int = 0
+    cpu_ns: int = 0  # of the batches it was in, shared evenly among their runs
+    own_cpu_ns: int = 0  # of the batches that it had for itself
     peak_bytes: int = 0
     losses: int = 0  # cells that died under it
     cold: bool = False
@@ -105,7 +106,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     def start_again(self) -> None:
         """Forget everything a lost cell did with it: nothing of that has left the engine."""
         self.losses += 1
-        self.started_ns = self.cpu_ns = 0
+        self.started_ns = self.cpu_ns = self.own_cpu_ns = 0
         self.calls_count = self.network_count = self.writes_count = 0
         self.effects = []
         self.open_effects = 0

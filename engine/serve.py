@@ -6,11 +6,13 @@ Path:   cli.serve -> here -> wiring -> uvicorn -> api.hot
 import asyncio
 import gc
 import logging
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -103,6 +105,9 @@ class _Server(uvicorn.Server):
 
 def _greet(platform: Platform, port: int) -> None:
     settings = platform.settings
+    command = "cloudcode"
+    if shutil.which(command) is None:  # not installed for everybody: it stands beside our Python
+        command = str(Path(sys.executable).with_name(command))
     url = f"http://{settings.host}:{port}"
     lines = [f"listening on {url}"]
     lines += [
@@ -116,10 +121,12 @@ def _greet(platform: Platform, port: int) -> None:
             "",
             "what to type next, in another terminal:",
             f"  export CLOUDCODE_URL={url} CLOUDCODE_KEY={platform.new_admin_key}",
-            "  cloudcode deploy examples/daily_stats.js",
-            "  cloudcode functions list",
+            f"  {command} deploy examples/daily_stats.js",
+            f"  {command} functions list",
             f'  curl -H "Authorization: Bearer $CLOUDCODE_KEY" {url}/v1/functions',
         ]
     else:
-        lines.append("what to type next: export CLOUDCODE_KEY=<your key>; cloudcode functions list")
+        lines.append(
+            f"what to type next: export CLOUDCODE_KEY=<your key>; {command} functions list"
+        )
     print("\n".join(lines), flush=True)  # noqa: T201 - the command's own output

@@ -4,6 +4,7 @@ Path:   serve -> `open_platform` -> everything else is handed what it needs
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             backlog.submit((run,))
 
         catalogue.on_retired = dispatcher.retire
-        _gauges(metrics, outbox, dispatcher, backlog)
+        _gauges(metrics, outbox, dispatcher, backlog, (guests_egress, outbox_egress))
         platform = Platform(
             settings=settings,
             clock=clock,
@@ -248,12 +249,24 @@ def _checks(database: Database, sandbox: Sandbox) -> Mapping[str, Check]:
     return {"database": database_answers, "sandbox": sandbox_answers}
 
 
-def _gauges(metrics: Metrics, outbox: Outbox, dispatcher: Dispatcher, backlog: Backlog) -> None:
+def _gauges(
+    metrics: Metrics,
+    outbox: Outbox,
+    dispatcher: Dispatcher,
+    backlog: Backlog,
+    egresses: tuple[Egress, Egress],
+) -> None:
     def depth() -> Samples:
         return {("runs",): float(backlog.count), ("deliveries",): float(outbox.waiting_count)}
 
     def requests() -> Samples:
         return {key: float(count) for key, count in outbox.counts.requests.items()}
+
+    def blocked() -> Samples:
+        total: Counter[str] = Counter()
+        for egress in egresses:
+            total.update(egress.blocked)
+        return {(reason,): float(count) for reason, count in total.items()}
 
     def busy() -> Samples:
         return {(): float(dispatcher.busy_cells)}
@@ -261,3 +274,4 @@ def _gauges(metrics: Metrics, outbox: Outbox, dispatcher: Dispatcher, backlog: B
     metrics.gauges["cloudcode_queue_depth"] = depth
     metrics.gauges["cloudcode_connector_requests_total"] = requests
     metrics.gauges["cloudcode_worker_busy"] = busy
+    metrics.gauges["cloudcode_egress_blocked_total"] = blocked

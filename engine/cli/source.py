@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from engine.cli.failures import Misused, Refused
 
-SUFFIXES: Final = (".js", ".mjs", ".ts", ".json")
+SUFFIXES: Final = (".js", ".mjs", ".cjs", ".ts", ".mts")
 MAINS: Final = ("main.ts", "main.js", "index.ts", "index.js")
-FILES_MAX: Final = 200  # more is a folder named by mistake: node_modules, say
+FILES_MAX: Final = 100  # more is a folder named by mistake: node_modules, say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from engine.run import Run
 from runtimes.contract import LimitHit, Outcome
 
 TRANSCRIPT_BYTES_MAX: Final = 64 * 1024  # of one run; longer ones end with a mark
+_SHOWN_HEADERS: Final = frozenset({"accept", "content-type", "user-agent", "idempotency-key"})
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
 
@@ -94,7 +95,31 @@ class Broker:
         answer(False, text)
 
 
+class _Request(msgspec.Struct):
+    url: str
+    method: str = "GET"
+    headers: list[tuple[str, str]] = []
+    body: str | None = None
+    body_base64: bool = False
+    redirect: str = "follow"
+
+
+def _without_credentials(arguments: bytes) -> bytes:
+    """Return the arguments of a fetch with nothing in it that opens anything: operators read it."""
+    try:
+        request = msgspec.json.decode(arguments, type=_Request)
+    except msgspec.MsgspecError:
+        return b"null"
+    request.headers = [
+        (name, value if name.lower() in _SHOWN_HEADERS else "[not shown]")
+        for name, value in request.headers
+    ]
+    return _encode(request)
+
+
 def _note(run: Run, operation: str, arguments: bytes, ok: bool, answer: bytes) -> None:
+    if operation == "fetch":
+        arguments = _without_credentials(arguments)
     size = len(arguments) + len(answer)
     if run.transcript_bytes > TRANSCRIPT_BYTES_MAX:
         return

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from engine.errors import EngineError
 from engine.store.database import Database
@@ -42,10 +42,10 @@ class Commit(msgspec.Struct, eq=False):
     """What must be committed together: rows by table, ids to delete by table, changes to run."""
 
     inserts: dict[Table, list[Row]] = msgspec.field(default_factory=dict)
-    inserts_new: dict[Table, list[Row]] = msgspec.field(default_factory=dict)  # skipped when present
+    inserts_new: dict[Table, list[Row]] = msgspec.field(default_factory=dict)  # unless present
     deletes: dict[Table, list[str]] = msgspec.field(default_factory=dict)  # by the column `id`
     change: Change | None = None
-    stored: list[Callable[[], None]] = msgspec.field(default_factory=list)  # called once it is on disk
+    stored: list[Callable[[], None]] = msgspec.field(default_factory=list)  # told: on disk
     done: Callable[[Any, BaseException | None], None] | None = None
 
     def insert(self, table: Table, row: Row) -> None:
@@ -126,7 +126,7 @@ class Journal:
         return await future
 
     async def run(self, change: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run `change(connection, ...)` in a transaction of the writer; an error undoes it alone."""
+        """Run `change(connection, ...)` in the writer's transaction; an error undoes it alone."""
 
         def bound(connection: Connection) -> T:
             return change(connection, *args, **kwargs)
@@ -203,7 +203,7 @@ class Journal:
     ) -> list[tuple[Any, BaseException | None]]:
         try:
             return self._write_group(connection, group)
-        except SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001 - the writer's loop: it must outlive any bad row
             connection.rollback()
             if len(group) == 1:
                 _log.error("commit_failed", error=str(error))
@@ -227,10 +227,11 @@ class Journal:
                 raise  # the database's: the whole transaction is in doubt
             except Exception as error:  # noqa: BLE001 - the change's own: its caller is told, alone
                 answers.append((None, error))
+        good = [commit for commit, (_, error) in zip(group, answers, strict=True) if error is None]
         for kind in ("inserts_new", "inserts"):
-            for table, rows in _gather(getattr(commit, kind) for commit in group).items():
+            for table, rows in _gather(getattr(commit, kind) for commit in good).items():
                 self._insert(connection, table, rows, kind)
-        for table, ids in _gather(commit.deletes for commit in group).items():
+        for table, ids in _gather(commit.deletes for commit in good).items():
             self._delete(connection, table, ids)
         connection.commit()
         return answers

@@ -170,7 +170,6 @@ async def test_a_change_that_the_database_refuses_fails_alone(
     assert ids(database) == ["a", "b"]
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="the rows of a failed change are stored today")
 async def test_rows_beside_a_change_that_fails_are_not_stored(
     database: Database, journal: Journal
 ) -> None:
@@ -187,10 +186,6 @@ async def test_rows_beside_a_change_that_fails_are_not_stored(
     assert ids(database) == []
 
 
-@pytest.mark.xfail(
-    raises=(UnicodeEncodeError, OverflowError),
-    reason="an error that is not SQLAlchemy's ends the writer's thread today",
-)
 @pytest.mark.parametrize("row", [("\ud800", "half a character", 1), ("a", "too large", 2**70)])
 async def test_a_row_that_the_driver_cannot_write_fails_alone(
     database: Database, journal: Journal, row: Row

@@ -4,7 +4,7 @@ const MODULE_HANDLERS = ["fetch", "beforeStore", "afterStore", "scheduled", "job
 const CLASSIC_HANDLERS = ["trigger", "job", "main"];
 const modules = create(null); // file name -> {body, exports, imports} of the bundle
 let handlers = create(null); // handler name -> (input) => void, which ends the current run
-let Env = class {}; // made when the version is loaded; an object of it belongs to one run
+let bindings = { variables: {}, secrets: {}, connections: {} }; // of the version, once it is loaded
 
 // Takes one file of the program: `this` is JSON {name, imports}, `body` its compiled function.
 function define(body) {
@@ -25,9 +25,10 @@ function load(name) {
 // Evaluates the main module (classic scripts have been evaluated already) and lists the handlers.
 function ready() {
   "use strict"; // `this` is JSON {main, bindings, now}
-  const { main, bindings, now } = parse(this);
+  const header = parse(this);
+  const { main, now } = header;
   loadedAt = now;
-  Env = envClass(bindings);
+  bindings = header.bindings;
   handlers = create(null);
   if (modules[main] !== undefined) findModuleHandlers(load(main));
   else findClassicHandlers();
@@ -73,7 +74,7 @@ function invoke(input) {
 function invokeModule(holder, handler, name, input) {
   const run = current;
   const context = contextOf(run);
-  const returned = apply(handler, holder, [name === "fetch" ? requestOf(input) : input, freeze(new Env(run)), context]);
+  const returned = apply(handler, holder, [name === "fetch" ? requestOf(input) : input, envOf(run), context]);
   const conclude = (value) => {
     if (name !== "fetch") return end(run, true, value);
     if (!(value instanceof Response)) return end(run, false, new TypeError("the fetch handler has to return a Response"));
@@ -123,24 +124,15 @@ function invokeClassic(handler, input) {
 
 // What a version may reach, by name. Each run has its own object, so that a call is the run's own
 // even when its code goes on in another run's turn (two that wait for one promise).
-function envClass(bindings) {
-  class Bound {
-    #run;
-    constructor(run) { this.#run = run; }
-    static runOf(bound) { return bound.#run; }
-  }
-  const give = (name, make) => defineProperty(Bound.prototype, name, {
-    enumerable: true,
-    get() { return make(Bound.runOf(this)); },
-  });
-  give("DEVICES", devicesOf);
-  for (const name of keysOf(bindings.variables)) give(name, () => bindings.variables[name]);
-  for (const name of keysOf(bindings.secrets)) give(name, () => bindings.secrets[name]);
-  for (const name of keysOf(bindings.connections)) {
+function envOf(run) {
+  const env = { DEVICES: devicesOf(run) };
+  for (const name in bindings.variables) env[name] = bindings.variables[name];
+  for (const name in bindings.secrets) env[name] = bindings.secrets[name];
+  for (const name in bindings.connections) {
     const kind = bindings.connections[name];
-    give(name, (run) => ({ kind, send: (message) => ask(run, "connection.send", { connection: name, message }) }));
+    env[name] = { kind, send: (message) => ask(run, "connection.send", { connection: name, message }) };
   }
-  return Bound;
+  return freeze(env);
 }
 
 function devicesOf(run) {
