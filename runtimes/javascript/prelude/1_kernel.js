@@ -10,7 +10,7 @@ const { apply, construct } = Reflect;
 const { parse, stringify } = JSON;
 const { now: realNow } = Date;
 const { waitAsync, notify } = Atomics;
-const { defineProperty, freeze, keys: keysOf, create } = Object;
+const { defineProperty, setPrototypeOf, freeze, keys: keysOf, create } = Object;
 const { isArray } = Array;
 const PromiseOf = Promise;
 const then = Promise.prototype.then;
@@ -30,10 +30,11 @@ const sharedMark = new Int32Array(shared, 0, 4); // [changes, run, CPU limit in 
 const sharedLog = new Uint16Array(shared, 16);
 
 const JSON_DEPTH_MAX = 200; // of results and arguments: every reader of the stored text copes with it
-let finished = []; // runs that ended in this step: the current one, or one that waited for its promise
+let finished = list(); // runs that ended in this step: the current one, or one that waited for its promise
 let current = null; // the run whose code is on the stack, or whose microtasks are being drained
-let outbox = []; // JSON texts of messages out
-let loadLog = []; // what the guest logs while its file is evaluated, before any run
+let outbox = list(); // JSON texts of messages out
+let loadLog = list(); // what the guest logs while its file is evaluated, before any run
+const NO_LOG = freeze([]); // until a run says something
 const runs = create(null);
 
 // A real macrotask without the host: V8 posts the wake-up of an async waiter as a task, so `work`
@@ -60,7 +61,7 @@ function pump() {
 
 function take() {
   const text = "[" + joinTexts(outbox) + "]";
-  outbox = [];
+  outbox = list();
   return text;
 }
 
@@ -70,9 +71,13 @@ function joinTexts(texts) {
   return joined;
 }
 
-function put(list, item) {
-  // Not list.push: neither the guest's Array.prototype.push nor a setter on an index may see it.
-  defineProperty(list, list.length, { __proto__: null, value: item, writable: true, enumerable: true, configurable: true });
+// A list that the guest cannot reach into: with no prototype there is neither push nor a setter.
+function list() {
+  return setPrototypeOf([], null);
+}
+
+function put(to, item) {
+  to[to.length] = item;
 }
 
 function receive(message) {
@@ -85,7 +90,7 @@ function receive(message) {
     return;
   }
   enter(run, message[3]);
-  const call = run.calls[message[2]];
+  const call = run.calls === null ? undefined : run.calls[message[2]];
   if (call === undefined) return;
   delete run.calls[message[2]];
   guarded(run, message[4] ? call.resolve : call.reject, message[4] ? message[5] : hostError(message[5]));
@@ -95,7 +100,7 @@ function start(id, message) {
   const run = {
     id, handler: message[2], now: 0, began: message[3], seed: message[4], cpuMs: message[5],
     outputBytes: message[6], logLines: message[7], logBytes: message[8], context: message[9],
-    random: null, calls: create(null), callCount: 0, timers: create(null), timerCount: 0, waiting: 0, log: [], logged: 0, logUnits: 0, dropped: 0,
+    random: null, calls: null, callCount: 0, timers: null, timerCount: 0, waiting: 0, log: NO_LOG, logged: 0, logUnits: 0, dropped: 0,
     ended: false, ok: true, value: undefined,
   };
   runs[id] = run;
@@ -118,7 +123,7 @@ function leave() {
   if (run === null) return;
   if (runs[run.id] === run) flushLog(run);
   const ended = finished;
-  finished = [];
+  if (ended.length > 0) finished = list();
   for (let i = 0; i < ended.length; i++) {
     if (runs[ended[i].id] === ended[i] && ended[i].waiting === 0) finish(ended[i]);
   }
@@ -213,6 +218,7 @@ function hostCall(run, operation, args, resolve, reject) {
   if (run === null) throw new Error(operation + " is not possible while the file is being loaded; call it in a handler");
   const text = jsonText(args, operation + ": the argument");
   const call = ++run.callCount;
+  run.calls ??= create(null);
   run.calls[call] = { resolve, reject };
   flushLog(run);
   put(outbox, "[" + CALL + "," + run.id + "," + call + "," + stringify(operation) + "," + text + "]");
@@ -245,7 +251,7 @@ function ask(run, operation, args) {
 function flushLog(run) {
   if (run.log.length === 0) return;
   put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "],0]");
-  run.log = [];
+  run.log = NO_LOG;
 }
 
 function hostError(value) {

@@ -66,6 +66,7 @@ function logLine(level, values) {
   if (text.length > room) text = wellFormed(sliceText(text, 0, room)) + "… [line cut: log limit]";
   run.logged++;
   run.logUnits += text.length + 1;
+  if (run.log === NO_LOG) run.log = list();
   put(run.log, '["' + level + '",' + run.now + "," + stringify(text) + "]");
   remember(level, text);
 }

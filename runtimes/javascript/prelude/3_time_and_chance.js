@@ -98,19 +98,20 @@ function setTimer(work, delay, repeat, args) {
   const timer = ++run.timerCount; // per run: a repeated run gives the same ids
   const ms = delay > 0 && delay <= 2147483647 ? +delay : 0; // as in browsers: the rest is 0
   const fire = () => {
-    if (!run.timers[timer]) return;
+    if (!run.timers[timer]) return; // cleared
     if (repeat) arm();
     else delete run.timers[timer];
     apply(work, undefined, args);
   };
   const arm = () => hostCall(run, "timer", { ms: ms < 1 ? 1 : ms }, fire, (error) => end(run, false, error));
+  run.timers ??= create(null);
   run.timers[timer] = true;
   arm();
   return timer;
 }
 
 function clearTimer(timer) {
-  if (current !== null && typeof timer === "number") delete current.timers[timer];
+  if (current !== null && current.timers !== null && typeof timer === "number") delete current.timers[timer];
 }
 
 globalThis.setTimeout = (work, delay, ...args) => setTimer(work, delay, false, args);

@@ -33,7 +33,7 @@ function ready() {
   if (modules[main] !== undefined) findModuleHandlers(load(main));
   else findClassicHandlers();
   const log = loadLog;
-  loadLog = [];
+  loadLog = list();
   return stringify({ handlers: keysOf(handlers), log });
 }
 
