@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from engine.dispatch import Answer, LimitReached
 from engine.errors import EngineError
 from engine.run import Run
+from engine.runner import Answer, LimitReached
 from runtimes.contract import LimitHit, Outcome
 
 TRANSCRIPT_BYTES_MAX: Final = 64 * 1024  # of one run; longer ones end with a mark

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 
 from engine.connectors import CONNECTORS
-from engine.dispatch import LimitReached
 from engine.errors import HostCallRefused
 from engine.ids import new_id
 from engine.run import DeliveryEffect, Run
+from engine.runner import LimitReached
 from runtimes.contract import LimitHit, Outcome
 
 

@@ -10,10 +10,10 @@ import msgspec
 
 from engine.catalogue import Catalogue, Device
 from engine.clock import Clock, iso
-from engine.dispatch import LimitReached
 from engine.errors import HostCallRefused, NotFound
 from engine.events import RawValue, check_values, parse_time
 from engine.run import Run, Value, WriteEffect
+from engine.runner import LimitReached
 from engine.store import live
 from engine.store.database import Database
 from engine.store.device_values import StoredValue, Window, read_timeline

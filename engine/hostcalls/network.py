@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from engine.dispatch import LimitReached
 from engine.hostcalls.fetch import Fetch
 from engine.run import Run
+from engine.runner import LimitReached
 from runtimes.contract import LimitHit, Outcome
 
 

@@ -206,6 +206,8 @@ class Journal:
         except Exception as error:  # noqa: BLE001 - the writer's loop: it must outlive any bad row
             connection.rollback()
             if len(group) == 1:
+                if group[0].change is not None and not isinstance(error, DBAPIError):
+                    return [(None, error)]  # the change's own: its caller knows what it means
                 _log.error("commit_failed", error=str(error))
                 return [(None, StoreFailed(f"the commit failed: {error}"))]
         # One of them is bad: each alone, so that only that one fails.
@@ -223,9 +225,7 @@ class Journal:
             try:
                 with connection.begin_nested():
                     answers.append((commit.change(connection), None))
-            except DBAPIError:
-                raise  # the database's: the whole transaction is in doubt
-            except Exception as error:  # noqa: BLE001 - the change's own: its caller is told, alone
+            except EngineError as error:
                 answers.append((None, error))
         good = [commit for commit, (_, error) in zip(group, answers, strict=True) if error is None]
         for kind in ("inserts_new", "inserts"):

@@ -96,7 +96,6 @@ SLEEPS: Final[Mapping[str, str]] = {
 }
 TOO_LONG: Final[Mapping[str, str]] = {
     "engine/api/hot.py": "the two busiest requests, in the short way and by ASGI: to be parted",
-    "engine/dispatch.py": "the one object that runs the loop wants to grow: to be parted",
 }
 STDLIB_NAMES: Final[Mapping[str, str]] = {
     "engine/api/platform.py": "what `engine.wiring` opens is called a platform everywhere",

@@ -1,0 +1,76 @@
+"""What isolates are told and what they say: the elements of batches and outputs, checked by shape.
+
+Path:   runner -> `start_message`, `answer_message` -> cell ... `MESSAGES` <- cell
+Never:  trusts more than the shape: numbers and sizes are checked where they are used.
+"""
+
+from typing import Final
+
+import msgspec
+
+from engine.run import Run
+from runtimes.contract import ABORT, ANSWER, START, DoneStatus, LimitHit, Outcome
+
+
+class Done(msgspec.Struct, array_like=True, tag=0):
+    run: int
+    status: DoneStatus
+    value: msgspec.Raw
+
+
+class Call(msgspec.Struct, array_like=True, tag=1):
+    run: int
+    call: int
+    operation: str
+    arguments: msgspec.Raw
+
+
+class LogLines(msgspec.Struct, array_like=True, tag=2):
+    run: int
+    lines: list[tuple[str, int, str]]
+    dropped: int
+
+
+class Stop(msgspec.Struct):
+    run: int
+    outcome: Outcome
+    limit: LimitHit | None
+    log: list[str]
+
+
+class Thrown(msgspec.Struct):
+    name: str
+    message: str
+    stack: str
+
+
+MESSAGES: Final = msgspec.json.Decoder(list[Done | Call | LogLines])
+STOP: Final = msgspec.json.Decoder(Stop)
+THROWN: Final = msgspec.json.Decoder(Thrown)
+
+
+def start_message(number: int, run: Run) -> bytes:
+    limits = run.limits
+    deadline_ms = run.clock_ms + limits.wall_ms
+    return b'[%d,%d,"%s",%d,"%s",%d,%d,%d,%d,["%s",%d,%d,%d,"%s",%d],%s]' % (
+        START, number, run.handler.encode(), run.clock_ms, run.seed.encode(), limits.cpu_ms,
+        limits.output_bytes, limits.log_lines, limits.log_bytes, run.execution_id.encode(),
+        run.version.number, run.attempt, deadline_ms, run.root_id.encode(), run.depth, run.input,
+    )  # fmt: skip
+
+
+def answer_message(number: int, call: int, now_ms: int, *, ok: bool, value: bytes) -> bytes:
+    """Return the answer to one host call; `value` is JSON."""
+    return b"[%d,%d,%d,%d,%b,%b]" % (
+        ANSWER,
+        number,
+        call,
+        now_ms,
+        b"true" if ok else b"false",
+        value,
+    )
+
+
+def abort_message(number: int) -> bytes:
+    """Return what makes an isolate forget a run."""
+    return b"[%d,%d]" % (ABORT, number)

@@ -1,0 +1,414 @@
+"""One version in one isolate: the runs that wait for it, the runs inside, and how each ends.
+
+Path:   dispatch -> Runner.add -> batch -> cell ... output -> broker, or the run's end -> dispatch
+Never:  believes an isolate: a run that it does not hold, or that has ended, is passed over.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from engine.catalogue import Version
+from engine.clock import Clock
+from engine.messages import (
+    THROWN,
+    Call,
+    Done,
+    LogLines,
+    Stop,
+    abort_message,
+    answer_message,
+    start_message,
+)
+from engine.run import Run
+from runtimes.contract import BATCH_MESSAGES_MAX, DoneStatus, GuestError, LimitHit, Outcome
+from sandbox.supervisor import Death
+
+STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
+LOSSES_MAX: Final = 5  # cells that may die under a run before it is given up
+LOAD_MS: Final = 15_000  # a cell that has not loaded a version by then is killed
+CLASSIC_HANDLERS: Final = frozenset({"trigger", "main"})
+INTERLEAVED_MAX: Final = 256  # runs in one isolate at a time
+_ENDED_BY_GUEST: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.OUTPUT_EXCEEDED})
+
+Answer = Callable[[bool, bytes], None]
+
+
+class Broker(Protocol):
+    """Port: answers host calls. Adapter: `hostcalls.broker`."""
+
+    def handle(self, run: Run, call: int, operation: str, arguments: bytes, answer: Answer) -> None:
+        """Check and do one host call; `answer(ok, json)` now or later, exactly once.
+
+        Never raises for what the guest sent. May end the run through `Run.limit` by answering
+        with `LimitReached`.
+        """
+        ...
+
+
+class LimitReached(Exception):
+    """A host call took the run over a limit; the dispatcher ends the run with it."""
+
+    def __init__(self, outcome: Outcome, limit: LimitHit) -> None:
+        self.outcome = outcome
+        self.limit = limit
+        super().__init__(f"{limit.name}: {limit.used} of {limit.value}")
+
+
+class Desk(Protocol):
+    """Port: the dispatcher, as a runner needs it."""
+
+    broker: Broker
+    clock: Clock
+    on_log: Callable[[Run, list[tuple[str, int, str]]], None]
+
+    def end(self, run: Run) -> None:
+        """The run has its outcome: hand it on."""
+        ...
+
+    def quarantine(self, version: Version) -> None:
+        """The version killed a cell: it runs in one of its own for a while."""
+        ...
+
+    def rerun_alone(self, run: Run) -> None:
+        """Start a run again in a cell where nothing else is."""
+        ...
+
+
+class Home(Protocol):
+    """Port: the cell that a runner's isolate lives in. Adapter: `dispatch.House`."""
+
+    alone: bool
+
+    @property
+    def dispatcher(self) -> Desk: ...
+
+    def enter(self, runner: "Runner") -> None: ...
+
+    def load(self, runner: "Runner") -> None: ...
+
+    def unload(self, runner: "Runner") -> None: ...
+
+    def send(self, isolate: int, batch: bytes) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Suspect:
+    __slots__ = ("run", "runner")
+
+    def __init__(self, runner: "Runner", run: Run) -> None:
+        self.runner = runner
+        self.run = run
+
+
+class Runner:
+    """One version in one isolate: the runs that wait for it and the runs inside."""
+
+    def __init__(self, version: Version, house: Home) -> None:
+        self.version = version
+        self.house = house
+        self.isolate = 0
+        self.loaded = False
+        self.loading = False
+        self.used_ns = 0
+        self._waiting: deque[Run] = deque()
+        self._answers: deque[tuple[int, bytes]] = deque()  # (run, message); run 0: send it anyway
+        self._runs: dict[int, Run] = {}
+        self._last_number = 0
+        self._batch: tuple[int, ...] | None = None  # runs in the batch that is out; None: idle
+        house.enter(self)
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and not self._runs
+
+    def add(self, run: Run) -> None:
+        self._waiting.append(run)
+        if self.loaded:
+            if self._batch is None:
+                self._send()
+        elif not self.loading:
+            run.cold = True
+            self.loading = True
+            self.house.load(self)
+
+    def on_loaded(self) -> None:
+        self.loaded = True
+        self.loading = False
+        self._send()
+
+    def on_output(
+        self, cpu_ns: int, peak_bytes: int, messages: Iterable[Done | Call | LogLines]
+    ) -> None:
+        batch, self._batch = self._batch, None
+        if batch is None:
+            raise ValueError("an output without a batch")
+        self._account(batch, cpu_ns, peak_bytes)
+        for message in messages:
+            run = self._runs.get(message.run)
+            if run is None:
+                continue  # ended here already: its wall time ran out, or a limit of the engine
+            if type(message) is Done:
+                self._done(run, message)
+            elif type(message) is Call:
+                self._call(run, message)
+            elif type(message) is LogLines:
+                self._take_log(run, message.lines, message.dropped)
+        if len(batch) == 1:
+            self._check_cpu(batch[0])
+        if self._batch is None and (self._waiting or self._answers):
+            self._send()
+        elif self.house.alone or not self.version.live:
+            self.leave_if_over()
+
+    def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
+        """Share the batch's CPU time evenly among its runs: V8 tells only the sum."""
+        share_ns = cpu_ns // max(1, len(batch))
+        for number in batch:
+            run = self._runs.get(number)
+            if run is not None:
+                run.cpu_ns += share_ns
+                run.peak_bytes = peak_bytes
+                if len(batch) == 1:
+                    run.own_cpu_ns += cpu_ns
+
+    def _check_cpu(self, number: int) -> None:
+        """End a run that used its CPU up in many short steps, which the cell sees one by one.
+
+        Only what it used with nobody beside it counts: no run is ended for its neighbour's CPU.
+        """
+        run = self._runs.get(number)
+        if run is None or run.own_cpu_ns <= run.limits.cpu_ms * 1_000_000:
+            return
+        used_ms = run.own_cpu_ns // 1_000_000
+        hit = LimitHit(name="cpu_ms", value=run.limits.cpu_ms, used=used_ms)
+        self._end(run, Outcome.CPU_EXCEEDED, limit=hit)
+
+    def sweep(self, now_ns: int) -> None:
+        """End runs whose wall time is over; kill an isolate that does not come back."""
+        stuck = False
+        if self.loading and self.isolate and now_ns - self.used_ns > LOAD_MS * 1_000_000:
+            self.house.kill()
+        for run in tuple(self._runs.values()):
+            over_ns = now_ns - run.started_ns - run.limits.wall_ms * 1_000_000
+            if over_ns <= 0:
+                continue
+            if self._batch is None:
+                self._end_by_wall(run, now_ns)
+            elif over_ns > STUCK_MS * 1_000_000:
+                stuck = True
+        if stuck and now_ns - self.used_ns > STUCK_MS * 1_000_000:
+            self.house.kill()
+
+    def suspects(self) -> list[Suspect]:
+        """Return the runs that were on the thread when the cell died."""
+        numbers = self._batch or ()
+        runs = [self._runs[number] for number in numbers if number in self._runs]
+        return [Suspect(self, run) for run in runs]
+
+    def stopped(self, stop: Stop, *, loading: bool) -> None:
+        """The cell's watchdog named the run that went over its limit."""
+        run = self._runs.get(stop.run)
+        if run is None:
+            if loading:
+                hit = stop.limit
+                figure = f": {hit.name} {hit.value}, used {hit.used}" if hit is not None else ""
+                message = f"{stop.outcome} while the version was loaded{figure}"
+                self.fail_all(GuestError(name="LoadError", message=message))
+            return
+        for line in stop.log[: run.limits.log_lines]:
+            level, _, text = line.partition(" ")
+            self._take_log(run, [(level, run.clock_ms, text)], 0)
+        self.house.dispatcher.quarantine(self.version)
+        self._end(run, stop.outcome, limit=stop.limit)
+
+    def killed(self, run: Run, death: Death) -> None:
+        """This run alone was on a thread when the cell died without a word."""
+        self.house.dispatcher.quarantine(self.version)
+        over_ns = time.monotonic_ns() - run.started_ns - run.limits.wall_ms * 1_000_000
+        if over_ns > 0:
+            self._end_by_wall(run, time.monotonic_ns())
+        elif death.out_of_memory:
+            limit_mb = run.limits.memory_mb
+            used_mb = max(limit_mb, death.peak_bytes // (1024 * 1024))
+            hit = LimitHit(name="memory_mb", value=limit_mb, used=used_mb)
+            self._end(run, Outcome.MEMORY_EXCEEDED, limit=hit)
+        elif run.losses + 1 < LOSSES_MAX and (
+            death.signal == signal.SIGKILL or not self.house.alone
+        ):
+            self.remove(run)
+            run.start_again()
+            self.house.dispatcher.rerun_alone(run)  # it may not have been its fault
+        else:
+            how = f"signal {death.signal}" if death.signal else f"exit status {death.exit_code}"
+            message = f"the cell died under this run ({how})"
+            self._end(run, Outcome.CRASHED, error=GuestError(name="Crash", message=message))
+
+    def hold(self) -> None:
+        """The cell is gone: take runs in, send nothing, until `start_again`."""
+        self.loaded = False
+        self.loading = True
+
+    def load_failed(self, death: Death) -> None:
+        if death.signal == signal.SIGKILL:
+            return  # not its own doing: it is loaded again
+        how = "ran out of memory" if death.out_of_memory else "died"
+        message = f"the cell {how} while the version was loaded"
+        self.fail_all(GuestError(name="LoadError", message=message))
+
+    def remove(self, run: Run) -> None:
+        self._runs.pop(run.number, None)
+
+    def start_again(self) -> None:
+        """The cell is gone: all that was inside waits again, before what came later."""
+        self.loaded = self.loading = False
+        self._batch = None
+        self._answers.clear()
+        runs, self._runs = self._runs, {}
+        for run in reversed(runs.values()):
+            run.start_again()
+            self._waiting.appendleft(run)
+        if self._waiting:
+            self.loading = True
+            self.house.load(self)
+        else:
+            self.house.unload(self)
+
+    def leave_if_over(self) -> None:
+        """Give the isolate up when nothing runs in it and nothing new will."""
+        over = self.house.alone or not self.version.live
+        if over and self.idle and self._batch is None and not self.loading:
+            self.house.unload(self)
+
+    def fail_all(self, error: GuestError, *, keep_queued: bool = False) -> None:
+        """End what waits; `keep_queued`: only what somebody waits for, the rest can wait longer."""
+        waiting, self._waiting = self._waiting, deque()
+        self.loading = keep_queued
+        for run in waiting:
+            if keep_queued and run.queued:
+                self._waiting.append(run)
+                continue
+            run.outcome, run.error = Outcome.FAILED, error
+            self.house.dispatcher.end(run)
+
+    def cancel_all(self) -> None:
+        for run in (*self._waiting, *self._runs.values()):
+            run.outcome = Outcome.CANCELLED
+            if not run.queued:
+                self.house.dispatcher.end(run)
+        self._waiting.clear()
+        self._runs.clear()
+
+    def _send(self) -> None:
+        """Send what waits as one batch: answers first, they free runs."""
+        parts: list[bytes] = []
+        numbers: list[int] = []
+        answers, waiting, runs = self._answers, self._waiting, self._runs
+        while answers and len(parts) < BATCH_MESSAGES_MAX:
+            number, text = answers.popleft()
+            if number in runs or number == 0:
+                parts.append(text)
+                numbers.append(number)
+        room = min(BATCH_MESSAGES_MAX - len(parts), INTERLEAVED_MAX - len(runs))
+        if waiting and room > 0:
+            now_ms, now_ns = self.house.dispatcher.clock(), time.monotonic_ns()
+            for _ in range(min(room, len(waiting))):
+                run = waiting.popleft()
+                self._last_number = number = self._last_number + 1
+                runs[number] = run
+                run.number = number
+                run.started_ns = now_ns
+                run.clock_ms = run.guest_ms = now_ms
+                run.seed = os.urandom(8).hex()  # a secret of the run: its id is public
+                parts.append(start_message(number, run))
+                numbers.append(number)
+        if not parts:
+            return
+        self._batch = tuple(numbers)
+        self.used_ns = time.monotonic_ns()
+        self.house.send(self.isolate, b"[" + b",".join(parts) + b"]")
+
+    def _done(self, run: Run, message: Done) -> None:
+        if run.open_effects:
+            run.awaits_effects = lambda: self._done(run, message)
+            return
+        value = bytes(message.value)
+        if message.status is DoneStatus.OK and len(value) <= run.limits.output_bytes:
+            run.result = value
+            self._end(run, Outcome.SUCCEEDED)
+        elif message.status is DoneStatus.THREW:
+            thrown = THROWN.decode(value)
+            error = GuestError(name=thrown.name, message=thrown.message, stack=thrown.stack)
+            self._end(run, Outcome.FAILED, error=error)
+        else:
+            used = len(value) if message.status is DoneStatus.OK else int(value)
+            hit = LimitHit(name="output_bytes", value=run.limits.output_bytes, used=used)
+            self._end(run, Outcome.OUTPUT_EXCEEDED, limit=hit)
+
+    def _call(self, run: Run, message: Call) -> None:
+        number, call, clock = message.run, message.call, self.house.dispatcher.clock
+
+        def answer(ok: bool, value: bytes) -> None:
+            if self._runs.get(number) is not run:
+                return
+            run.guest_ms = clock()
+            text = answer_message(number, call, run.guest_ms, ok=ok, value=value)
+            self._answers.append((number, text))
+            if run.awaits_effects is not None and not run.open_effects:
+                run.awaits_effects()
+            if self._batch is None and self.loaded:
+                self._send()
+
+        held = self._batch is None
+        if held:
+            self._batch = ()  # answers that come at once wait until the whole output is read
+        try:
+            self.house.dispatcher.broker.handle(
+                run, call, message.operation, bytes(message.arguments), answer
+            )
+        except LimitReached as reached:
+            self._end(run, reached.outcome, limit=reached.limit)
+        if held:
+            self._batch = None
+
+    def _take_log(self, run: Run, lines: list[tuple[str, int, str]], dropped: int) -> None:
+        kept = []
+        limits = run.limits
+        for line in lines:
+            size = len(line[2])
+            if len(run.log) >= limits.log_lines or run.log_bytes + size > limits.log_bytes + 64:
+                dropped += 1
+                continue
+            run.log.append(line)
+            run.log_bytes += size
+            kept.append(line)
+        run.log_dropped += dropped
+        self.house.dispatcher.on_log(run, kept)
+
+    def _end_by_wall(self, run: Run, now_ns: int) -> None:
+        used = (now_ns - run.started_ns) // 1_000_000
+        hit = LimitHit(name="wall_ms", value=run.limits.wall_ms, used=used)
+        message = f"Maximum execution time of {run.limits.wall_ms} ms exceeded"
+        if run.handler in CLASSIC_HANDLERS:
+            message += "; did every path call the callback?"
+        error = GuestError(name="TimeoutError", message=message)
+        self._end(run, Outcome.TIMED_OUT, limit=hit, error=error)
+
+    def _end(
+        self,
+        run: Run,
+        outcome: Outcome,
+        *,
+        limit: LimitHit | None = None,
+        error: GuestError | None = None,
+    ) -> None:
+        if self._runs.pop(run.number, None) is None:
+            return
+        if outcome not in _ENDED_BY_GUEST and self.loaded:
+            self._answers.append((0, abort_message(run.number)))
+        run.outcome, run.limit, run.error = outcome, limit, error
+        self.house.dispatcher.end(run)
