@@ -1,0 +1,106 @@
+"""A run is a step: the same version, input, seed, clock and answers give the same run again."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.builder import Builder
+from runtimes.contract import GuestError, ToCell
+from sandbox.supervisor import Cell, Death, Sandbox
+
+SOURCE = """
+export default {
+  async job(event, env, ctx) {
+    const seen = [Date.now(), new Date().toISOString(), Math.random(), crypto.randomUUID()];
+    console.log("before", Math.random());
+    const [first] = await env.DEVICES.values("d", "k");
+    seen.push(Date.now(), first.value, ...crypto.getRandomValues(new Uint8Array(4)));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    console.log("after", Date.now(), performance.now());
+    return { seen, event, id: ctx.executionId };
+  },
+};
+"""
+LIMITS = [200, 1_000_000, 256, 65_536]
+CLOCKS = (1_288_310_400_000, 1_288_310_400_250, 1_288_310_400_300)
+
+
+class Listener:
+    """Takes what one cell says."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
+        cell.listener = self
+
+    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+        self.heard.put_nowait(messages)
+
+    def on_loaded(self, isolate: int, answer: bytes) -> None:
+        self.heard.put_nowait(answer)
+
+    def on_built(self, isolate: int, program: bytes) -> None: ...
+
+    def on_refused(self, isolate: int, error: GuestError) -> None: ...
+
+    def on_stopped(self, isolate: int, stop: bytes) -> None: ...
+
+    def on_death(self, death: Death) -> None: ...
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    running = Sandbox(warm_count=1, cell_memory_mb=256, strict=False)
+    await running.start()
+    yield running
+    await running.close()
+
+
+async def run_once(sandbox: Sandbox, program: str, seed: str) -> list[bytes]:
+    """Run SOURCE in a fresh cell with recorded answers; return every output, byte for byte."""
+    cell = await sandbox.acquire()
+    listener = Listener(cell)
+    bindings = {"variables": {}, "secrets": {}, "connections": {}}
+    load = {"program": msgspec.Raw(program.encode()), "bindings": bindings, "memory_mb": 64}
+    context = ["exe_recorded", 1, 1, 0, "exe_recorded", 0]
+    value = [{"key": "k", "value": 7, "datetime": "2010-10-29T00:00:00.000Z"}]
+    outputs = []
+
+    cell.send(ToCell.LOAD, 1, msgspec.json.encode(load | {"now_ms": CLOCKS[0]}))
+    await listener.heard.get()
+    for message in (
+        [0, 1, "job", CLOCKS[0], seed, *LIMITS, context, {"n": 1}],
+        [1, 1, 1, CLOCKS[1], True, value],
+        [1, 1, 2, CLOCKS[2], True, None],
+    ):
+        cell.send(ToCell.BATCH, 1, json.dumps([message]).encode())
+        outputs.append(await asyncio.wait_for(listener.heard.get(), 5))
+    cell.kill()
+    return outputs
+
+
+async def test_the_same_run_twice_is_the_same_run(sandbox: Sandbox) -> None:
+    """Two processes, one record: every log line, host call and result is equal to the byte."""
+    built = await Builder(sandbox, lambda: CLOCKS[0]).build({"main.js": SOURCE}, "main.js", 64)
+
+    first = await run_once(sandbox, built.program, "00112233445566ff")
+    second = await run_once(sandbox, built.program, "00112233445566ff")
+
+    assert first == second
+    done: Any = json.loads(first[-1])[-1]
+    assert done[2] == "ok"
+    assert done[3]["seen"][0] == CLOCKS[0]
+    assert done[3]["seen"][4] == CLOCKS[1]
+
+
+async def test_another_seed_is_another_run(sandbox: Sandbox) -> None:
+    """Chance is the seed's, and nothing else's."""
+    built = await Builder(sandbox, lambda: CLOCKS[0]).build({"main.js": SOURCE}, "main.js", 64)
+
+    first = await run_once(sandbox, built.program, "00112233445566ff")
+    second = await run_once(sandbox, built.program, "0011223344556600")
+
+    assert first != second
