@@ -1,6 +1,6 @@
 """Takes device writes: checks the values, matches triggers, and puts all of it into one commit.
 
-Path:   api.hot, hostcalls.devices -> check_values -> accept -> journal -> dispatch
+Path:   api.writes, api.hot, hostcalls.devices -> check_values -> accept -> journal -> dispatch
 Never:  answers for itself: the caller answers once the commit is on disk.
 """
 

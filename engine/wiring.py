@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from engine.api.app import create_app
 from engine.api.hot import Hot
 from engine.api.platform import Check, Samples
+from engine.api.ports import Ports
 from engine.backlog import Backlog
 from engine.builder import Builder
 from engine.catalogue import Catalogue
@@ -77,13 +78,15 @@ class Platform:
         """Return the application that the server runs."""
         return Hot(
             create_app(self),
-            catalogue=self.catalogue,
-            database=self.database,
-            journal=self.journal,
-            events=self.events,
-            backlog=self.backlog,
-            dispatcher=self.dispatcher,
-            clock=self.clock,
+            Ports(
+                catalogue=self.catalogue,
+                database=self.database,
+                journal=self.journal,
+                events=self.events,
+                backlog=self.backlog,
+                dispatcher=self.dispatcher,
+                clock=self.clock,
+            ),
         )
 
 

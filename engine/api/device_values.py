@@ -1,4 +1,4 @@
-"""`/v1/devices/{id}/values` and `/resources`: what a device was, and when. Writing: `hot`."""
+"""`/v1/devices/{id}/values` and `/resources`: what a device was, and when. Writing: `writes`."""
 
 import base64
 import binascii

@@ -1,5 +1,6 @@
-"""The OpenAPI of the raw ASGI routes, by hand: FastAPI never sees them. Implemented in `hot`.
+"""The OpenAPI of the raw ASGI routes, by hand: FastAPI never sees them.
 
+Implemented in `invocations`, `writes` and `things`.
 `x-problems` names the statuses of their errors; `openapi` writes them out.
 """
 

@@ -94,9 +94,7 @@ BARE_TIMEOUTS: Final[Mapping[str, str]] = {
 SLEEPS: Final[Mapping[str, str]] = {
     "engine/cli/logs.py": "a person's terminal waits before it connects again",
 }
-TOO_LONG: Final[Mapping[str, str]] = {
-    "engine/api/hot.py": "the two busiest requests, in the short way and by ASGI: to be parted",
-}
+TOO_LONG: Final[Mapping[str, str]] = {}
 STDLIB_NAMES: Final[Mapping[str, str]] = {
     "engine/api/platform.py": "what `engine.wiring` opens is called a platform everywhere",
 }

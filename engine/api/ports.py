@@ -1,0 +1,24 @@
+"""What the raw routes are handed: one object, filled by `engine.wiring`."""
+
+from dataclasses import dataclass
+
+from engine.backlog import Backlog
+from engine.catalogue import Catalogue
+from engine.clock import Clock
+from engine.dispatch import Dispatcher
+from engine.events import Events
+from engine.store.database import Database
+from engine.store.journal import Journal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The engine, as far as a raw route reaches into it."""
+
+    catalogue: Catalogue
+    database: Database
+    journal: Journal
+    events: Events
+    backlog: Backlog
+    dispatcher: Dispatcher
+    clock: Clock

@@ -1,0 +1,188 @@
+"""One raw ASGI request: what a route asks of it, and its one answer.
+
+Path:   hot -> here -> a route of invocations, writes, things -> `answer` or `refuse`
+Never:  reads on when a body is larger than its route allows; waits for one without an end.
+"""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from engine.api.access import Access, authenticate
+from engine.api.edge import BodyTooSlow
+from engine.api.problems import PROBLEM_JSON, problem_body, problem_headers, problem_of
+from engine.catalogue import Catalogue
+from engine.errors import EngineError, PayloadTooLarge
+from engine.ids import new_id
+
+REQUEST_ID_CHARS_MAX: Final = 128
+BODY_WAIT_S: Final = 30  # a client that takes longer holds memory for nothing
+_JSON: Final = (b"content-type", b"application/json")
+_encode: Final = msgspec.json.encode
+
+Route = tuple[Callable[..., Awaitable[None]], tuple[str, ...]]
+"""What serves a request: called with the ports, the request, and these parts of its path."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was whole: nobody waits for an answer."""
+
+
+class Draining(EngineError):
+    """The node is stopping: another one, or this one in a moment, will take the request."""
+
+    code = "draining"
+
+
+class MethodNotAllowed(EngineError):
+    """The path takes another method."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, asked: str, allowed: str) -> None:
+        self.allowed = allowed
+        super().__init__(f"{asked} is not possible here; use {allowed}")
+
+
+class Request:
+    """One request: what a handler asks of it, and its one answer."""
+
+    __slots__ = (
+        "_headers", "_receive", "_request_id", "_send", "execution_id", "scope", "started",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.execution_id = ""
+        self._request_id = ""
+        self.started = False
+
+    @property
+    def query(self) -> dict[str, str]:
+        text = self.scope["query_string"]
+        if not text:
+            return {}
+        return {name: values[-1] for name, values in parse_qs(text.decode("latin-1")).items()}
+
+    def header(self, name: bytes) -> str:
+        return self._headers.get(name, b"").decode("latin-1")
+
+    def access(self, catalogue: Catalogue) -> Access:
+        return authenticate(catalogue, self.header(b"authorization"), self.header(b"x-project"))
+
+    async def body(self, bytes_max: int, limit_name: str) -> bytes:
+        """Return the body.
+
+        Raises:
+            PayloadTooLarge: it is, or says that it is, larger than `bytes_max`.
+        """
+        announced = self._headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > bytes_max:
+            raise PayloadTooLarge("the body", limit_name, bytes_max, int(announced))
+        message: Message = await self._receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            try:
+                async with asyncio.timeout(BODY_WAIT_S):
+                    while message.get("more_body", False) and len(body) <= bytes_max:
+                        message = await self._receive()
+                        body += message.get("body", b"")
+            except TimeoutError:
+                raise BodyTooSlow from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if len(body) > bytes_max:
+            raise PayloadTooLarge("the body", limit_name, bytes_max, len(body))
+        return body
+
+    def as_fetch_input(self, body: bytes) -> bytes:
+        """Return this request as the `fetch` handler gets it, JSON."""
+        scope = self.scope
+        host = self.header(b"host") or "localhost"
+        path = scope["raw_path"].decode("latin-1")
+        query = scope["query_string"].decode("latin-1")
+        url = f"{scope['scheme']}://{host}{path}{'?' + query if query else ''}"
+        try:
+            text: str | None = body.decode() if body else None
+            binary = False
+        except UnicodeDecodeError:
+            text, binary = base64.b64encode(body).decode(), True
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        ]
+        return _encode(
+            {
+                "method": scope["method"],
+                "url": url,
+                "headers": headers,
+                "body": text,
+                "body_base64": binary,
+            }
+        )
+
+    async def answer(
+        self,
+        status: int,
+        body: bytes,
+        headers: list[tuple[bytes, bytes]] | tuple[()] = (),
+        *,
+        json: bool = True,
+    ) -> None:
+        self.started = True
+        sent = [(b"x-request-id", self.request_id.encode()), *headers]
+        if json:
+            sent.append(_JSON)
+        if self.execution_id:
+            sent.append((b"execution-id", self.execution_id.encode()))
+        sent.append((b"content-length", b"%d" % len(body)))
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+        if self.scope["method"] == "HEAD":
+            body = b""
+        await self._send({"type": "http.response.body", "body": body})
+
+    @property
+    def request_id(self) -> str:
+        """The caller's X-Request-Id if it is a plain one, else one of ours; always the same."""
+        if not self._request_id:
+            given = self.header(b"x-request-id")
+            if (
+                given
+                and len(given) <= REQUEST_ID_CHARS_MAX
+                and given.isascii()
+                and given.isprintable()
+            ):
+                self._request_id = given
+            elif self.execution_id:
+                self._request_id = "req_" + self.execution_id[4:]
+            else:
+                self._request_id = new_id("req")
+        return self._request_id
+
+    def problem(self, error: Exception) -> dict[str, Any]:
+        """Return what the caller is told; of a fault of ours, only where to look."""
+        path, request_id = self.scope["path"], self.request_id
+        if isinstance(error, EngineError):
+            return problem_of(error, instance=path, request_id=request_id)
+        return problem_body("internal", "", instance=path, request_id=request_id)
+
+    async def refuse(self, error: Exception) -> None:
+        """Answer with the error as problem+json."""
+        problem = self.problem(error)
+        status = problem["status"]
+        headers = [
+            (name.encode(), value.encode()) for name, value in problem_headers(status).items()
+        ]
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", error.allowed.encode()))
+        if isinstance(error, PayloadTooLarge):
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        assert (b"content-type", PROBLEM_JSON.encode()) in headers
+        await self.answer(status, _encode(problem), headers, json=False)
