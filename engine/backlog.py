@@ -6,6 +6,7 @@ Never:  forgets a row: what memory has no room for stays in the store and is rea
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -18,7 +19,7 @@ from engine.run import Run
 from engine.store import backlog as store
 from engine.store.database import Database
 
-IN_MEMORY_MAX: Final = 20_000  # queued runs that the dispatcher may hold
+IN_MEMORY_MAX: Final = 10_000  # queued runs of one project that the dispatcher may hold
 READ_ROWS: Final = 2_000
 _log = structlog.get_logger()
 
@@ -33,15 +34,15 @@ class Backlog:
         catalogue: Catalogue,
         submit: Callable[[Run], None],
     ) -> None:
-        self._barrier = barrier
         self._database = database
+        self._barrier = barrier
         self._catalogue = catalogue
         self._dispatch = submit
         self._held: dict[str, Run] = {}
-        self._left_out = False  # the store has rows that memory had no room for
-        self._is_reading = False
-        self._ended: set[str] = set()  # while reading: the rows read may be older than that
-        self._reading: asyncio.Task[None] | None = None
+        self._shares: Counter[str] = Counter()  # of `_held`, by project
+        self._left_out: set[str] = set()  # projects with rows that memory had no room for
+        self._reading: dict[str, asyncio.Task[None]] = {}  # by project
+        self._ended: set[str] = set()  # runs that ended while a read was under way
 
     @property
     def count(self) -> int:
@@ -53,51 +54,60 @@ class Backlog:
 
     async def start(self) -> None:
         """Take up everything that an earlier process accepted and did not finish."""
-        await self._read()
+        for project_id in await self._database.read(store.projects_waiting):
+            await self._read(project_id)
 
     def submit(self, runs: Iterable[Run]) -> None:
         """Take runs whose rows were just committed."""
         for run in runs:
-            if len(self._held) >= IN_MEMORY_MAX:
-                self._left_out = True
-                continue
-            self._take(run)
+            if self._shares[run.project_id] >= IN_MEMORY_MAX:
+                self._left_out.add(run.project_id)
+            else:
+                self._take(run)
 
     def ended(self, run: Run) -> None:
-        """The run's row is gone."""
-        self._held.pop(run.execution_id, None)
-        if self._is_reading:
+        """The run has its record, or will have it within milliseconds."""
+        project_id = run.project_id
+        if self._held.pop(run.execution_id, None) is not None:
+            self._shares[project_id] -= 1
+        if self._reading:
             self._ended.add(run.execution_id)
-        if self._left_out and self._reading is None and len(self._held) < IN_MEMORY_MAX // 2:
-            self._reading = asyncio.get_running_loop().create_task(self._read())
+        if (
+            project_id in self._left_out
+            and project_id not in self._reading
+            and self._shares[project_id] < IN_MEMORY_MAX // 2
+        ):
+            task = asyncio.get_running_loop().create_task(self._read(project_id))
+            self._reading[project_id] = task
 
     async def close(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
+        for task in self._reading.values():
+            task.cancel()
 
     def _take(self, run: Run) -> None:
         run.on_end = self.ended
         self._held[run.execution_id] = run
+        self._shares[run.project_id] += 1
         self._dispatch(run)
 
-    async def _read(self) -> None:
-        self._is_reading = True
+    async def _read(self, project_id: str) -> None:
+        self._left_out.discard(project_id)
         left_out = True  # also when the store cannot be read: the next end of a run tries again
         try:
-            left_out = await self._read_rows()
+            left_out = await self._read_rows(project_id)
         finally:
-            self._left_out |= left_out
-            self._is_reading = False
-            self._ended.clear()
-            self._reading = None
+            if left_out:
+                self._left_out.add(project_id)
+            self._reading.pop(project_id, None)
+            if not self._reading:
+                self._ended.clear()
 
-    async def _read_rows(self) -> bool:
+    async def _read_rows(self, project_id: str) -> bool:
         """Take up what memory has room for; return whether rows were left in the store."""
-        self._left_out = False
         after = ""
-        while len(self._held) < IN_MEMORY_MAX:
+        while self._shares[project_id] < IN_MEMORY_MAX:
             await self._barrier()  # what has ended so far has no row any more
-            rows = await self._database.read(store.oldest, after, READ_ROWS)
+            rows = await self._database.read(store.oldest, project_id, after, READ_ROWS)
             for row in rows:
                 run = None if self._is_known(row.id) else await self._revive(row)
                 if run is not None and not self._is_known(row.id):

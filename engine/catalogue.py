@@ -95,6 +95,7 @@ class Catalogue:
         self._functions: dict[tuple[str, str], Function] = {}
         self._functions_by_id: dict[str, Function] = {}
         self._triggers: dict[str, tuple[Trigger, ...]] = {}
+        self._devices_changed_count = 0
         self._reading = asyncio.Lock()  # a slow old answer must not overwrite a newer one
         self.on_retired: Callable[[Version], None] = lambda _version: None
         self._devices: dict[str, Device] = {}  # by id
@@ -129,9 +130,7 @@ class Catalogue:
         return self._devices_by_token.get(token)
 
     async def device_by_token(self, token: str) -> Device | None:
-        return self._devices_by_token.get(token) or self._keep(
-            await self._database.read(live.device, token=token)
-        )
+        return self._devices_by_token.get(token) or await self._find(token=token)
 
     async def device_by_id(self, project_id: str, device_id: str) -> Device:
         """Return a device of the project.
@@ -139,12 +138,17 @@ class Catalogue:
         Raises:
             NotFound: there is none of that id in this project.
         """
-        device = self._devices.get(device_id) or self._keep(
-            await self._database.read(live.device, device_id=device_id)
-        )
+        device = self._devices.get(device_id) or await self._find(device_id=device_id)
         if device is None or device.project_id != project_id:
-            raise NotFound("device", device_id)
+            raise NotFound("device", device_id[:80])
         return device
+
+    async def _find(self, **wanted: str) -> Device | None:
+        while True:
+            seen = self._devices_changed_count
+            device = await self._database.read(live.device, **wanted)
+            if seen == self._devices_changed_count:  # else the row may be gone already
+                return self._keep(device)
 
     async def projects_changed(self) -> None:
         async with self._reading:
@@ -173,6 +177,7 @@ class Catalogue:
 
     async def device_changed(self, device_id: str) -> None:
         async with self._reading:
+            self._devices_changed_count += 1
             device = await self._database.read(live.device, device_id=device_id)
             known = self._devices.pop(device_id, None)
             if known is not None:

@@ -79,6 +79,8 @@ class Dispatcher:
     def end(self, run: Run) -> None:
         """The run has its outcome: hand it on."""
         run.ended_ns = time.monotonic_ns()
+        if run.timers:
+            run.stop_timers()
         self.inflight -= 1
         self.finish(run)
 
@@ -153,11 +155,12 @@ class Dispatcher:
             del self._runners[runner.version]
 
     def _sweep(self) -> None:
+        busy = self.inflight > 0 and not self.closed
+        # Armed first: nothing that goes wrong below may end the sweeping.
+        self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep) if busy else None
         now_ns = time.monotonic_ns()
         for house in tuple(self._houses.values()):
             house.sweep(now_ns)
-        busy = self.inflight > 0 and not self.closed
-        self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep) if busy else None
 
 
 class House:

@@ -17,14 +17,18 @@ from engine.catalogue import Catalogue, Device
 from engine.clock import Clock, iso
 from engine.errors import Invalid, PayloadTooLarge
 from engine.ids import new_id
-from engine.quotas import EVENT_BYTES_MAX, WRITE_VALUES_MAX
+from engine.quotas import (
+    EVENT_BYTES_MAX,
+    JSON_DEPTH_MAX,
+    TRIGGER_DEPTH_MAX,
+    WRITE_VALUES_MAX,
+)
 from engine.run import Run, Value
 from engine.store.journal import Commit
 from engine.store.tables import events, resources, run_queue, values
 
-DEPTH_MAX: Final = 5  # writes of functions that trigger functions that write ...
 KEY: Final = re.compile(r"\$?[A-Za-z0-9._-]{1,128}")
-JSON_DEPTH_MAX: Final = 200  # of values and params; the prelude keeps the same for results
+TIME_CHARS_MAX: Final = 64  # the cache below must not keep what a stranger chooses
 RESOURCES_KNOWN_MAX: Final = 500_000
 _COMPACT: Final = re.compile(r"(\d{4})(\d\d)(\d\d)T?(\d\d)(\d\d)(\d\d)")
 _YEAR_MS_MIN: Final = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
@@ -84,7 +88,7 @@ def check_values(raw: Sequence[RawValue], now_ms: int) -> tuple[Value, ...]:
         if text == b"null":
             raise Invalid("value must not be null", f"/values/{at}/value")
         try:
-            at_ms = now_ms if value.datetime is None else parse_time(value.datetime)
+            at_ms = now_ms if value.datetime is None else read_time(value.datetime)
         except ValueError as error:
             raise Invalid(str(error), f"/values/{at}/datetime") from None
         geo = None if value.geo is None else _encode(value.geo).decode()
@@ -120,6 +124,17 @@ def _depth(value: object) -> int:
             if isinstance(inner, list | dict)
         ]
     return depth
+
+
+def read_time(text: str | int) -> int:
+    """Return what `parse_time` does, of a text from outside: it may be of any length.
+
+    Raises:
+        ValueError: as `parse_time`, or it is longer than any time is.
+    """
+    if isinstance(text, str) and len(text) > TIME_CHARS_MAX:
+        raise ValueError(f"{text[:20]!r}... is not a time; it has {len(text)} characters")
+    return parse_time(text)
 
 
 @lru_cache(maxsize=4096)
@@ -228,8 +243,8 @@ class Events:
         depth = 0 if parent is None else parent.depth + 1
         if not triggers:
             return []
-        if parent is not None and depth > DEPTH_MAX:
-            text = f"this write triggers nothing: {depth} functions deep, the limit is {DEPTH_MAX}"
+        if parent is not None and depth > TRIGGER_DEPTH_MAX:
+            text = f"triggers nothing: {depth} functions deep, at most {TRIGGER_DEPTH_MAX} are"
             parent.log.append(("warn", parent.clock_ms, text))
             return []
         runs = []

@@ -15,6 +15,9 @@ KIB: Final = 1024
 BODY_BYTES_MAX: Final = 2 * KIB * KIB  # what the control plane reads of any request
 PARAMS_BYTES_MAX: Final = KIB * KIB  # body of an invocation, and its result
 EVENT_BYTES_MAX: Final = 256 * KIB
+GATEWAY_BYTES_MAX: Final = 16 * KIB * KIB
+JSON_DEPTH_MAX: Final = 200  # of values and params; the prelude keeps the same for results
+TRIGGER_DEPTH_MAX: Final = 5  # writes of functions that trigger functions that write ...
 BUNDLE_BYTES_MAX: Final = KIB * KIB
 BUNDLE_FILES_MAX: Final = 100
 BATCH_ITEMS_MAX: Final = 1_000
@@ -127,6 +130,8 @@ def published() -> dict[str, Any]:
             "params_bytes": PARAMS_BYTES_MAX,
             "result_bytes": run.output_bytes,
             "event_bytes": EVENT_BYTES_MAX,
+            "gateway_bytes": GATEWAY_BYTES_MAX,
+            "json_depth": JSON_DEPTH_MAX,
             "bundle_bytes": BUNDLE_BYTES_MAX,
             "bundle_files": BUNDLE_FILES_MAX,
             "batch_items": BATCH_ITEMS_MAX,
@@ -146,6 +151,8 @@ def published() -> dict[str, Any]:
             "host_calls": run.host_calls,
             "device_writes": run.device_writes,
             "deliveries": run.deliveries,
+            "effect_bytes": run.effect_bytes,
+            "trigger_depth": TRIGGER_DEPTH_MAX,
         },
     }
 

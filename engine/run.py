@@ -1,5 +1,6 @@
 """One run from its cause to its end: what it was asked, what it did, how it ended."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     calls_count: int = 0
     network_count: int = 0
     writes_count: int = 0
+    effect_bytes: int = 0
+    timers: list[asyncio.Task[None]] = msgspec.field(default_factory=list)  # end with the run
     effects: list[WriteEffect | DeliveryEffect] = msgspec.field(default_factory=list)
     open_effects: int = 0  # effect calls still being checked; the end waits for them
     awaits_effects: Callable[[], None] | None = None  # ends the run after the last of them
@@ -103,11 +106,18 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     def queue_ns(self) -> int:
         return (self.started_ns or self.ended_ns) - self.created_ns
 
+    def stop_timers(self) -> None:
+        """Nobody waits for them any more."""
+        for task in self.timers:
+            task.cancel()
+        self.timers = []
+
     def start_again(self) -> None:
         """Forget everything a lost cell did with it: nothing of that has left the engine."""
         self.losses += 1
         self.started_ns = self.cpu_ns = self.own_cpu_ns = 0
-        self.calls_count = self.network_count = self.writes_count = 0
+        self.calls_count = self.network_count = self.writes_count = self.effect_bytes = 0
+        self.stop_timers()
         self.effects = []
         self.open_effects = 0
         self.awaits_effects = None

@@ -24,14 +24,20 @@ from engine.messages import (
     start_message,
 )
 from engine.run import Run
-from runtimes.contract import BATCH_MESSAGES_MAX, DoneStatus, GuestError, LimitHit, Outcome
+from runtimes.contract import BATCH_MESSAGES_MAX, MIB, DoneStatus, GuestError, LimitHit, Outcome
 from sandbox.supervisor import Death
 
 STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
 LOSSES_MAX: Final = 5  # cells that may die under a run before it is given up
 LOAD_MS: Final = 15_000  # a cell that has not loaded a version by then is killed
 CLASSIC_HANDLERS: Final = frozenset({"trigger", "main"})
+BATCH_BYTES: Final = 4 * MIB  # a batch that has as much takes no more
+ANSWER_BYTES_MAX: Final = 8 * MIB  # of one host call
 INTERLEAVED_MAX: Final = 256  # runs in one isolate at a time
+_TOO_LARGE: Final = (
+    b'{"name":"RangeError","message":"the answer has more than 8 MiB; ask for less at once",'
+    b'"code":"payload_too_large"}'
+)
 _ENDED_BY_GUEST: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.OUTPUT_EXCEEDED})
 
 Answer = Callable[[bool, bytes], None]
@@ -56,6 +62,19 @@ class LimitReached(Exception):
         self.outcome = outcome
         self.limit = limit
         super().__init__(f"{limit.name}: {limit.used} of {limit.value}")
+
+
+def spend_bytes(run: Run, size: int) -> None:
+    """Count what a run wants to change, in bytes.
+
+    Raises:
+        LimitReached: it is more than a run may.
+    """
+    run.effect_bytes += size
+    most = run.limits.effect_bytes
+    if run.effect_bytes > most:
+        hit = LimitHit(name="effect_bytes", value=most, used=run.effect_bytes)
+        raise LimitReached(Outcome.EFFECTS_EXCEEDED, hit)
 
 
 class Desk(Protocol):
@@ -158,7 +177,7 @@ class Runner:
                 self._call(run, message)
             elif type(message) is LogLines:
                 self._take_log(run, message.lines, message.dropped)
-        if len(batch) == 1:
+        if len(set(batch)) == 1:
             self._check_cpu(batch[0])
         if self._batch is None and (self._waiting or self._answers):
             self._send()
@@ -168,13 +187,14 @@ class Runner:
     def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
         """Share the batch's CPU time evenly among its runs: V8 tells only the sum."""
         share_ns = cpu_ns // max(1, len(batch))
+        alone = len(set(batch)) == 1  # perhaps with several answers
         for number in batch:
             run = self._runs.get(number)
             if run is not None:
                 run.cpu_ns += share_ns
                 run.peak_bytes = peak_bytes
-                if len(batch) == 1:
-                    run.own_cpu_ns += cpu_ns
+                if alone:
+                    run.own_cpu_ns = run.own_cpu_ns + share_ns
 
     def _check_cpu(self, number: int) -> None:
         """End a run that used its CPU up in many short steps, which the cell sees one by one.
@@ -197,10 +217,11 @@ class Runner:
             over_ns = now_ns - run.started_ns - run.limits.wall_ms * 1_000_000
             if over_ns <= 0:
                 continue
-            if self._batch is None:
+            if self._batch is None or run.number not in self._batch:
                 self._end_by_wall(run, now_ns)
             elif over_ns > STUCK_MS * 1_000_000:
                 stuck = True
+        self.leave_if_over()
         if stuck and now_ns - self.used_ns > STUCK_MS * 1_000_000:
             self.house.kill()
 
@@ -308,8 +329,10 @@ class Runner:
         parts: list[bytes] = []
         numbers: list[int] = []
         answers, waiting, runs = self._answers, self._waiting, self._runs
-        while answers and len(parts) < BATCH_MESSAGES_MAX:
+        size = 0
+        while answers and len(parts) < BATCH_MESSAGES_MAX and size < BATCH_BYTES:
             number, text = answers.popleft()
+            size += len(text)
             if number in runs or number == 0:
                 parts.append(text)
                 numbers.append(number)
@@ -317,7 +340,10 @@ class Runner:
         if waiting and room > 0:
             now_ms, now_ns = self.house.dispatcher.clock(), time.monotonic_ns()
             for _ in range(min(room, len(waiting))):
+                if size >= BATCH_BYTES:
+                    break
                 run = waiting.popleft()
+                size += len(run.input)
                 self._last_number = number = self._last_number + 1
                 runs[number] = run
                 run.number = number
@@ -356,6 +382,8 @@ class Runner:
             if self._runs.get(number) is not run:
                 return
             run.guest_ms = clock()
+            if len(value) > ANSWER_BYTES_MAX:
+                ok, value = False, _TOO_LARGE
             text = answer_message(number, call, run.guest_ms, ok=ok, value=value)
             self._answers.append((number, text))
             if run.awaits_effects is not None and not run.open_effects:

@@ -7,7 +7,7 @@ import msgspec
 
 from runtimes.contract import GuestError
 
-_FRAME: Final = re.compile(r"\(?([^\s()]+):(\d+):(\d+)\)?$")
+_FRAME: Final = re.compile(r"(?<![^\s()])([^\s()]+):(\d+):(\d+)\)?$")
 _OURS: Final = "cloudcode:"
 
 

@@ -42,6 +42,7 @@ class Limits:
     network_requests: int = 50
     host_calls: int = 1_000  # of any kind, timers included
     device_writes: int = 256  # values written
+    effect_bytes: int = 4 * MIB  # of values and messages together
     deliveries: int = 20
 
     def __post_init__(self) -> None:
@@ -109,5 +110,5 @@ class DoneStatus(StrEnum):
     OUTPUT = "output"  # value: bytes used
 
 
-FRAME_BYTES_MAX: Final = 16 * MIB
+FRAME_BYTES_MAX: Final = 96 * MIB  # 64 results of 1 MiB in one output, and what else is in it
 BATCH_MESSAGES_MAX: Final = 64

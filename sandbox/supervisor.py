@@ -30,6 +30,14 @@ STARTS_MAX: Final = 4  # a cell killed at its start, or with its zygote, says no
 CLOSE_MS: Final = 2_000
 REAP_S: Final = 1.0  # a dead zygote's channel closes before its status can be had
 _OUTPUT_HEAD: Final = struct.Struct(">QI")
+_NONSENSE: Final = (
+    BadFrame,
+    msgspec.MsgspecError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
 _V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
 _KILLED: Final = int(signal.SIGKILL)
 _log = structlog.get_logger()
@@ -102,6 +110,12 @@ class Cell(asyncio.Protocol):
         """End it now; `on_death` follows."""
         self._sandbox.kill(self)
 
+    def give_up(self) -> None:
+        """End it although its pid may not be known yet: without its channel it ends by itself."""
+        self.kill()
+        if self._transport is not None:
+            self._transport.abort()
+
     # asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none of its subclasses
@@ -110,7 +124,7 @@ class Cell(asyncio.Protocol):
         try:
             for kind, isolate, payload in self._reader.feed(data):
                 self._receive(kind, isolate, payload)
-        except (BadFrame, msgspec.MsgspecError, struct.error, ValueError) as error:
+        except _NONSENSE as error:
             _log.warning("cell_spoke_nonsense", pid=self.pid, error=str(error))
             self.kill()
 
@@ -279,7 +293,7 @@ class Sandbox:
             async with asyncio.timeout(START_MS / 1000):
                 await asyncio.shield(cell.ready)
         except TimeoutError:
-            cell.kill()
+            cell.give_up()
             raise SandboxError(f"a cell was not ready within {START_MS} ms") from None
         except OSError as error:  # the zygote is gone, or the node is out of processes or files
             raise SandboxError(f"no cell can be started: {error}") from error

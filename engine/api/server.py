@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+BODY_WAIT_S = 10  # then the ASGI way waits, which gives up by itself
 BODY_BYTES_MAX = 32 * 1024  # larger ones are read in pieces, by the ASGI way
 
 Reply = Callable[[bytes], None]
@@ -48,17 +49,22 @@ def protocol_for(quick: Quick) -> type[HttpToolsProtocol]:
 class _Connection(HttpToolsProtocol):
     way: Quick
     _waiting: tuple[RequestResponseCycle, Any] | None = None  # its body is on its way
+    _too_slow: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", _Corked(transport)))
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting is not None:
+            self._waiting = None
+            self._too_slow.cancel()
+        super().connection_lost(exc)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope = cycle.scope
-        if (
-            cycle.more_body
-            and cycle.keep_alive
-            and self.way.is_quick(scope["method"], scope["path"])
-        ):
+        plain = cycle.more_body and cycle.keep_alive and not self.expect_100_continue
+        if plain and self.way.is_quick(scope["method"], scope["path"]):
+            self._too_slow = self.loop.call_later(BODY_WAIT_S, self._leave_to_asgi)
             self._waiting = (cycle, app)
         else:
             super()._start_asgi_task(cycle, app)
@@ -87,12 +93,14 @@ class _Connection(HttpToolsProtocol):
 
         if self.way.take(cycle.scope, bytes(cycle.body), reply):
             self._waiting = None
+            self._too_slow.cancel()
         else:
             self._leave_to_asgi()
 
     def _leave_to_asgi(self) -> None:
         assert self._waiting is not None
         waiting, self._waiting = self._waiting, None
+        self._too_slow.cancel()
         super()._start_asgi_task(*waiting)
 
 

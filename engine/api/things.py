@@ -24,7 +24,7 @@ from engine.api.writes import accept_values, decode_write
 from engine.catalogue import Catalogue, Device
 from engine.clock import iso
 from engine.errors import EngineError
-from engine.events import check_text, parse_time
+from engine.events import check_text, read_time
 from engine.ids import new_id
 from engine.quotas import EVENT_BYTES_MAX, PARAMS_BYTES_MAX
 from engine.store.device_values import Window, list_resources, read_timeline
@@ -158,6 +158,6 @@ def _time(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return parse_time(text.replace(" ", "+"))  # a + in a query is a space
+        return read_time(text.replace(" ", "+"))  # a + in a query is a space
     except ValueError as error:
         raise ThingError(400, str(error)) from None

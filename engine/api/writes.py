@@ -18,12 +18,11 @@ from engine.backlog import Backlog
 from engine.catalogue import Catalogue, Device
 from engine.errors import EngineError, Invalid, NotFound
 from engine.events import Accepted, RawValue, RawWrite, check_values
-from engine.quotas import BATCH_ITEMS_MAX, EVENT_BYTES_MAX
+from engine.quotas import BATCH_ITEMS_MAX, EVENT_BYTES_MAX, GATEWAY_BYTES_MAX
 from engine.run import Run
 from engine.store.journal import Commit
 
 WRITE: Final = ("ingest", "operate")
-GATEWAY_BYTES_MAX: Final = 16 * 1024 * 1024
 WRITE_BODY: Final = msgspec.json.Decoder(RawWrite)
 _encode: Final = msgspec.json.encode
 

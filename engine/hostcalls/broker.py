@@ -56,6 +56,8 @@ class Broker:
         if isinstance(result, Awaitable):
             task = asyncio.ensure_future(self._later(run, operation, arguments, answer, result))
             self._tasks.add(task)
+            if operation == "timer":
+                run.timers.append(task)
             task.add_done_callback(self._tasks.discard)
         else:
             self._answer(run, operation, arguments, answer, result)
@@ -91,7 +93,7 @@ class Broker:
         _note(run, operation, arguments, False, text)
         if run.awaits_effects is not None:
             # The guest has ended already and will not see this: its log says it.
-            run.log.append(("error", run.clock_ms, f"{operation}: {error}"))
+            run.log.append(("error", run.clock_ms, f"{operation}: {error}"[:500]))
         answer(False, text)
 
 

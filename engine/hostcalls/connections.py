@@ -8,7 +8,7 @@ from engine.connectors import CONNECTORS
 from engine.errors import HostCallRefused
 from engine.ids import new_id
 from engine.run import DeliveryEffect, Run
-from engine.runner import LimitReached
+from engine.runner import LimitReached, spend_bytes
 from runtimes.contract import LimitHit, Outcome
 
 
@@ -24,6 +24,7 @@ def send(run: Run, arguments: bytes, _call: int) -> str:
     if kind is None:
         raise HostCallRefused(f"there is no connection {asked.connection!r} in this project")
     payload = CONNECTORS[kind].check_payload(asked.message)
+    spend_bytes(run, len(arguments))
     count = 1 + sum(isinstance(effect, DeliveryEffect) for effect in run.effects)
     most = run.limits.deliveries
     if count > most:

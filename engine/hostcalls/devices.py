@@ -11,9 +11,9 @@ import msgspec
 from engine.catalogue import Catalogue, Device
 from engine.clock import Clock, iso
 from engine.errors import HostCallRefused, NotFound
-from engine.events import RawValue, check_values, parse_time
+from engine.events import RawValue, check_values, read_time
 from engine.run import Run, Value, WriteEffect
-from engine.runner import LimitReached
+from engine.runner import LimitReached, spend_bytes
 from engine.store import live
 from engine.store.database import Database
 from engine.store.device_values import StoredValue, Window, read_timeline
@@ -75,6 +75,7 @@ class Devices:
         asked = msgspec.json.decode(arguments, type=_Write)
         checked = check_values(asked.values, run.guest_ms)
         run.writes_count += len(checked)
+        spend_bytes(run, len(arguments))
         most = run.limits.device_writes
         if run.writes_count > most:
             hit = LimitHit(name="device_writes", value=most, used=run.writes_count)
@@ -135,7 +136,7 @@ def _time(text: str | int | None, name: str) -> int | None:
     if text is None:
         return None
     try:
-        return parse_time(text)
+        return read_time(text)
     except ValueError as error:
         raise HostCallRefused(f"{name}: {error}") from None
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from engine.store.tables import events, run_queue
 
@@ -26,19 +26,18 @@ class Queued:
     source: str | None
 
 
-def oldest(connection: Connection, after: str, limit: int) -> list[Queued]:
-    """Return up to `limit` rows whose id is greater than `after`, oldest first."""
+def projects_waiting(connection: Connection) -> list[str]:
+    """Return the ids of the projects that have runs in the queue."""
+    return list(connection.execute(select(run_queue.c.project_id).distinct()).scalars())
+
+
+def oldest(connection: Connection, project_id: str, after: str, limit: int) -> list[Queued]:
+    """Return up to `limit` rows of a project whose id is greater than `after`, oldest first."""
     query = (
         select(run_queue, events.c.payload, events.c.source)
         .outerjoin(events, events.c.id == run_queue.c.event_id)
-        .where(run_queue.c.id > after)
+        .where(run_queue.c.project_id == project_id, run_queue.c.id > after)
         .order_by(run_queue.c.id)
         .limit(limit)
     )
     return [Queued(**row) for row in connection.execute(query).mappings()]
-
-
-def count_waiting(connection: Connection) -> tuple[int, int | None]:
-    """Return how many runs wait and when the oldest was asked for, in ms."""
-    row = connection.execute(select(func.count(), func.min(run_queue.c.created_ms))).one()
-    return row[0], row[1]

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from engine.errors import EngineError
 from engine.store.database import Database
@@ -25,6 +25,7 @@ from engine.store.database import Database
 T = TypeVar("T")
 Row = tuple[Any, ...]
 Change = Callable[[Connection], Any]
+_Record = tuple[Table, Row, tuple[Table, str] | None]
 
 CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
@@ -67,8 +68,7 @@ class Journal:
         self._waiting: list[Commit] = []
         self._writing = False
         self._closing = False
-        self._records = Commit()  # what nobody waits for; gathers until the next transaction
-        self._records_count = 0
+        self._records: list[_Record] = []  # nobody waits for them; they go with the next group
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._work: SimpleQueue[list[Commit] | None] = SimpleQueue()
         self._idle = asyncio.Event()
@@ -96,11 +96,7 @@ class Journal:
             row: as for `Commit.insert`.
             ended: (table, id) of a row that goes in the same transaction.
         """
-        records = self._records
-        records.insert_new(table, row)
-        if ended is not None:
-            records.delete(*ended)
-        self._records_count += 1
+        self._records.append((table, row, ended))
         self._idle.clear()
         if not self._writing and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
@@ -154,25 +150,35 @@ class Journal:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
-        if self._writing or not (self._waiting or self._records_count):
+        if self._writing or not (self._waiting or self._records):
             return
         self._writing = True
         group, self._waiting = self._waiting, []
-        if self._records_count:
-            group.append(self._gathered())
+        if self._records:
+            records, self._records = self._records, []
+            group.append(self._commit_of(records))
         self._work.put(group)
 
-    def _gathered(self) -> Commit:
-        records, self._records = self._records, Commit()
-        self._records_count = 0
+    def _commit_of(self, records: list[_Record]) -> Commit:
+        commit = Commit()
+        for table, row, ended in records:
+            commit.insert_new(table, row)
+            if ended is not None:
+                commit.delete(*ended)
 
         def done(_result: Any, error: BaseException | None) -> None:
-            if error is not None and not self._closing:
-                # They are all that is known of runs that have been answered: try until it works.
-                self._loop.call_later(RETRY_S, self.submit, records)
+            if error is None or self._closing:
+                return
+            # They are all that is known of runs that have been answered.
+            if len(records) == 1 or isinstance(error.__cause__, OperationalError):
+                self._loop.call_later(RETRY_S, self.submit, commit)  # a full disk may pass
+            else:  # one of them is bad, and must not take the others along
+                half = len(records) // 2
+                self.submit(self._commit_of(records[:half]))
+                self.submit(self._commit_of(records[half:]))
 
-        records.done = done
-        return records
+        commit.done = done
+        return commit
 
     def _written(
         self, group: list[Commit], answers: list[tuple[Any, BaseException | None]]
@@ -181,15 +187,16 @@ class Journal:
         self.commits_count += 1
         if self._waiting:
             self._hand_over()
-        elif self._records_count and self._lazy_timer is None:
+        elif self._records and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
         for commit, (result, error) in zip(group, answers, strict=True):
             if error is None:
                 for stored in commit.stored:
                     stored()
             if commit.done is not None:
-                commit.done(result, error)
-        if not (self._waiting or self._writing or self._records_count):
+                # In a turn of its own: what one caller does wrong is no other caller's trouble.
+                self._loop.call_soon(commit.done, result, error)
+        if not (self._waiting or self._writing or self._records):
             self._idle.set()
 
     def _write_forever(self) -> None:
@@ -209,7 +216,9 @@ class Journal:
                 if group[0].change is not None and not isinstance(error, DBAPIError):
                     return [(None, error)]  # the change's own: its caller knows what it means
                 _log.error("commit_failed", error=str(error))
-                return [(None, StoreFailed(f"the commit failed: {error}"))]
+                failed = StoreFailed(f"the commit failed: {error}")
+                failed.__cause__ = error
+                return [(None, failed)]
         # One of them is bad: each alone, so that only that one fails.
         return [answer for commit in group for answer in self._write(connection, [commit])]
 

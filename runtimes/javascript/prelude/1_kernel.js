@@ -32,6 +32,8 @@ const sharedLog = new Uint16Array(shared, 16);
 const JSON_DEPTH_MAX = 200; // of results and arguments: every reader of the stored text copes with it
 let finished = list(); // runs that ended in this step: the current one, or one that waited for its promise
 let current = null; // the run whose code is on the stack, or whose microtasks are being drained
+const STEP_UNITS_MAX = 4 * 1024 * 1024; // of host calls in one step: they cross in one frame
+let stepUnits = 0;
 let outbox = list(); // JSON texts of messages out
 let loadLog = list(); // what the guest logs while its file is evaluated, before any run
 const NO_LOG = freeze([]); // until a run says something
@@ -62,6 +64,7 @@ function pump() {
 function take() {
   const text = "[" + joinTexts(outbox) + "]";
   outbox = list();
+  stepUnits = 0;
   return text;
 }
 
@@ -217,6 +220,8 @@ function hostCall(run, operation, args, resolve, reject) {
   if (run !== null && runs[run.id] !== run) run = aliveInstead();
   if (run === null) throw new Error(operation + " is not possible while the file is being loaded; call it in a handler");
   const text = jsonText(args, operation + ": the argument");
+  stepUnits += text.length;
+  if (stepUnits > STEP_UNITS_MAX) throw new RangeError("too much at once: more than 4 MiB of host calls that nobody awaited");
   const call = ++run.callCount;
   run.calls ??= create(null);
   run.calls[call] = { resolve, reject };
