@@ -240,6 +240,17 @@ class Bench:
             times.append(float(run) / 200)
         self.add("(e) host call, round trip, p50", median(times), "ms", 0.4, most=True)
 
+    def reference(self) -> None:
+        """How fast this machine is right now: figures of two runs compare only beside it."""
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            total = 0
+            for n in range(2_000_000):
+                total += n
+            times.append((time.perf_counter() - began) * 1000)
+        self.add("machine: 2 million additions in Python", median(times), "ms")
+
 
 PARTS = {
     "a": Bench.invoke,
@@ -258,9 +269,11 @@ def main() -> None:
     screen = Console(stderr=arguments.json)
     bench = Bench()
     try:
+        bench.reference()
         for part in arguments.only.split(","):
             screen.print(f"measuring ({part}) ...")
             PARTS[part](bench)
+        bench.reference()
     finally:
         bench.close()
     table = Table(title=f"cloudcode-engine on {os.cpu_count()} cores, load generator included")

@@ -19,7 +19,7 @@ from engine.run import Run
 from engine.store import backlog as store
 from engine.store.database import Database
 
-IN_MEMORY_MAX: Final = 10_000  # queued runs of one project that the dispatcher may hold
+IN_MEMORY_MAX: Final = 20_000  # queued runs of one project that the dispatcher may hold
 READ_ROWS: Final = 2_000
 _log = structlog.get_logger()
 

@@ -52,6 +52,10 @@ class Engine:
         )
         return self
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {ADMIN_KEY}"}
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()

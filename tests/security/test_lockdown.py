@@ -584,7 +584,6 @@ def test_no_signal_is_ignored(seen: dict[str, Any]) -> None:
     assert int(ignored.split()[1], 16) & ~0x180000000 == 0
 
 
-
 def test_only_the_socket_is_open(seen: dict[str, Any]) -> None:
     """Beside its socket the cell holds the three standard streams, which lead nowhere."""
     assert seen["descriptors"] == [0, 1, 2, seen["socket"]]
