@@ -6,7 +6,7 @@ Never:  trusts an operation's name or arguments; lets a capability's failure out
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -53,11 +53,12 @@ class Broker:
         except (EngineError, msgspec.MsgspecError) as error:
             self._refuse(run, operation, arguments, answer, error)
             return
-        if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
             task = asyncio.ensure_future(self._later(run, operation, arguments, answer, result))
             self._tasks.add(task)
             if operation == "timer":
-                run.timers.append(task)
+                run.timers.append(task)  # cancelled with the run, perhaps before it has begun
+                task.add_done_callback(lambda _task: result.close())
             task.add_done_callback(self._tasks.discard)
         else:
             self._answer(run, operation, arguments, answer, result)
