@@ -14,8 +14,9 @@ import structlog
 from engine.catalogue import Catalogue
 from engine.events import Events
 from engine.metrics import Metrics
-from engine.run import DeliveryEffect, Run, WriteEffect
+from engine.run import Run, WriteEffect
 from engine.stacks import authors_stack
+from engine.store.deliveries import delivery_row
 from engine.store.journal import Commit, Journal
 from engine.store.tables import deliveries, executions, run_queue
 from engine.tails import Tails
@@ -39,7 +40,8 @@ class Settler:
         tails: Tails,
         metrics: Metrics,
         *,
-        submit: Callable[[Run], None],
+        start: Callable[[Iterable[Run]], None],
+        start_again: Callable[[Run], None],
         notice: Callable[[Iterable[str]], None],
     ) -> None:
         self._journal = journal
@@ -47,7 +49,8 @@ class Settler:
         self._catalogue = catalogue
         self._tails = tails
         self._metrics = metrics
-        self._submit = submit
+        self._start = start
+        self._start_again = start_again
         self._notice = notice
 
     def settle(self, run: Run) -> None:
@@ -101,7 +104,17 @@ class Settler:
                     }
                 )
             else:
-                commit.insert(deliveries, _delivery(run, effect, len(delivery_ids), now_ms))
+                row = delivery_row(
+                    delivery_id=effect.id,
+                    project_id=run.project_id,
+                    execution_id=run.execution_id,
+                    position=len(delivery_ids),
+                    connection=effect.connection,
+                    kind=effect.kind,
+                    payload=effect.payload,
+                    now_ms=now_ms,
+                )
+                commit.insert(deliveries, row)
                 delivery_ids.append(effect.id)
                 shown.append({"kind": "delivery", "id": effect.id, "connection": effect.connection})
         return caused, delivery_ids, shown
@@ -109,8 +122,7 @@ class Settler:
     def _ended(self, run: Run, caused: Iterable[Run], delivery_ids: Iterable[str]) -> None:
         self._metrics.run_ended(run)
         self._tails.report(run)
-        for following in caused:
-            self._submit(following)
+        self._start(caused)
         if delivery_ids:
             self._notice(delivery_ids)
         if run.on_end is not None:
@@ -122,7 +134,7 @@ class Settler:
         if run.queued:
             run.start_again()
             run.outcome = None
-            asyncio.get_running_loop().call_later(RETRY_S, self._submit, run)
+            asyncio.get_running_loop().call_later(RETRY_S, self._start_again, run)
         elif run.on_end is not None:
             run.outcome, run.unstored = Outcome.FAILED, True
             run.error = GuestError(name="StoreFailed", message="the result could not be stored")
@@ -188,10 +200,3 @@ def _report(run: Run, effects: list[dict[str, Any]]) -> str:
         parts.append(f',"transcript":[{b",".join(run.transcript).decode()}]')
     parts.append("}")
     return "".join(parts)
-
-
-def _delivery(run: Run, effect: DeliveryEffect, position: int, now_ms: int) -> tuple[Any, ...]:
-    return (
-        effect.id, run.project_id, run.execution_id, position, effect.connection, effect.kind,
-        effect.payload, "queued", 0, now_ms, now_ms, None,
-    )  # fmt: skip

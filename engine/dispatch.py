@@ -58,8 +58,6 @@ class Dispatcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.inflight = 0
-        self.cold_starts_count = 0
-        self.lost_cells_count = 0
         self.closed = False
 
     @property
@@ -210,7 +208,6 @@ class House:
             max(version.limits(handler).memory_mb for handler in version.handlers),
             self.dispatcher.clock(),
         )
-        self.dispatcher.cold_starts_count += 1
         self._cell.send(ToCell.LOAD, runner.isolate, request)
 
     def send(self, isolate: int, batch: bytes) -> None:
@@ -305,7 +302,6 @@ class House:
 
     def on_death(self, death: Death) -> None:
         """Find who killed the cell; everybody else starts again."""
-        self.dispatcher.lost_cells_count += 1
         self._cell = None
         self._runners.clear()
         stop, self._stop = self._stop, None

@@ -159,7 +159,7 @@ def parse_time(text: str | int) -> int:
         at_ms = round(moment.timestamp() * 1000)
         # An offset or a fraction can lead out of the years that can be written down again.
         if not _YEAR_MS_MIN <= at_ms <= _YEAR_MS_MAX:
-            raise OverflowError  # noqa: TRY301
+            raise OverflowError  # noqa: TRY301 - one message for all that is no time
     except (ValueError, OverflowError):
         raise ValueError(
             f"{text[:80]!r} is not a time; use 2010-10-28T12:18:56.799Z or YYYYMMDDHHmmss"
@@ -175,8 +175,6 @@ class Events:
         self._clock = clock
         self._known: dict[tuple[str, str], None] = {}  # resources that have a row already
         self._last_seq = 0
-        self.accepted_count = 0
-        self.values_count = 0
 
     def accept(
         self,
@@ -203,8 +201,6 @@ class Events:
         payload = f'{{"values":[{joined}]}}'
         commit.insert(events, (event_id, device.project_id, device.id, now_ms, source, payload))
         self._store(commit, device, checked, now_ms)
-        self.accepted_count += 1
-        self.values_count += len(checked)
         runs = self._match(commit, device, checked, event_id, joined, now_ms, source, parent)
         return Accepted(event_id, runs)
 

@@ -35,7 +35,6 @@ from engine.ids import new_id
 from engine.metrics import Metrics
 from engine.outbox import Outbox
 from engine.projects import key_hash, make_key, new_secret_key
-from engine.run import Run
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
 from engine.store.database import Database
@@ -126,7 +125,9 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             catalogue,
             tails,
             metrics,
-            submit=lambda run: start_again(run),  # noqa: PLW0108 - it is defined further down
+            # Lambdas, for these two are made further down: they in turn need the settler.
+            start=lambda runs: backlog.submit(runs),  # noqa: PLW0108
+            start_again=lambda run: dispatcher.submit(run),  # noqa: PLW0108
             notice=outbox.notice,
         )
         dispatcher = Dispatcher(
@@ -138,13 +139,6 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             cells_max=settings.cells_max,
         )
         backlog = Backlog(database, journal.barrier, catalogue, dispatcher.submit)
-
-        def start_again(run: Run) -> None:
-            if run.losses:  # back from a refused commit: it is known to the backlog
-                dispatcher.submit(run)
-                return
-            run.on_end = backlog.ended
-            backlog.submit((run,))
 
         catalogue.on_retired = dispatcher.retire
         _gauges(metrics, outbox, dispatcher, backlog, (guests_egress, outbox_egress))

@@ -197,7 +197,6 @@ class Sandbox:
         self._starting_zygote = asyncio.Lock()
         self._closing = False
         self.layers: tuple[Layer, ...] = ()
-        self.started_count = 0
 
     async def start(self) -> None:
         """Start the zygote and one cell, and learn which layers of the lockdown stand.
@@ -299,7 +298,6 @@ class Sandbox:
             raise SandboxError(f"no cell can be started: {error}") from error
         if cell._lost:  # noqa: SLF001 - killed since it was ready; nobody listened
             raise SandboxError("a cell died as soon as it was ready")
-        self.started_count += 1
         self._cap_memory(cell)
         return cell
 

@@ -26,7 +26,7 @@ from engine.api.problems import OUR_FAULT, PROBLEM_JSON, problem_of
 from engine.api.raw import ClientGone, Draining, MethodNotAllowed, Request, Route
 from engine.api.server import Reply
 from engine.api.things import refuse_thing, thing_route
-from engine.api.writes import WRITE_BODY, start_runs, write_device_values, write_gateway
+from engine.api.writes import WRITE_BODY, write_device_values, write_gateway
 from engine.errors import EngineError
 from engine.events import check_text, check_values
 from engine.ids import new_id
@@ -156,7 +156,7 @@ class Hot:
             if error is None:
                 answer = b'{"status":"created","message":"created","event_id":"%b"}' % event_id
                 status = b"201 Created"
-                start_runs(ports.backlog, accepted.runs)
+                ports.backlog.submit(accepted.runs)
             else:
                 answer = b'{"status":"error","code":503,"message":"%b"}' % OUR_FAULT.encode()
                 status = b"503 Service Unavailable"

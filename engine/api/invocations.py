@@ -126,7 +126,6 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
 
 async def _respond_async(ports: Ports, request: Request, run: Run) -> None:
     run.queued = True
-    run.on_end = ports.backlog.ended
     commit = Commit()
     version = run.version
     commit.insert(

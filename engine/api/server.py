@@ -51,7 +51,7 @@ class _Connection(HttpToolsProtocol):
     _waiting: tuple[RequestResponseCycle, Any] | None = None  # its body is on its way
     _too_slow: asyncio.TimerHandle
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so
         super().connection_made(cast("asyncio.Transport", _Corked(transport)))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -14,7 +14,6 @@ from engine.api.edge import check_json
 from engine.api.ports import Ports
 from engine.api.problems import problem_of
 from engine.api.raw import Request
-from engine.backlog import Backlog
 from engine.catalogue import Catalogue, Device
 from engine.errors import EngineError, Invalid, NotFound
 from engine.events import Accepted, RawValue, RawWrite, check_values
@@ -66,6 +65,7 @@ async def write_gateway(ports: Ports, request: Request) -> None:
     commit = Commit()
     results: list[dict[str, Any]] = []
     runs: list[Run] = []
+    accepted_count = 0
     now_ms = ports.clock()
     for item in items:
         try:
@@ -79,6 +79,7 @@ async def write_gateway(ports: Ports, request: Request) -> None:
             continue
         accepted = ports.events.accept(commit, device, checked, source="gateway")
         runs += accepted.runs
+        accepted_count += 1
         results.append(
             {
                 "status": 201,
@@ -88,8 +89,7 @@ async def write_gateway(ports: Ports, request: Request) -> None:
         )
     if commit.inserts:
         await ports.journal.commit(commit)
-    start_runs(ports.backlog, runs)
-    accepted_count = sum(result["status"] == 201 for result in results)  # noqa: PLR2004
+    ports.backlog.submit(runs)
     rejected_count = len(results) - accepted_count
     answer = {"items": results, "accepted": accepted_count, "rejected": rejected_count}
     await request.answer(200, _encode(answer))
@@ -101,15 +101,8 @@ async def accept_values(ports: Ports, device: Device, raw: list[RawValue]) -> Ac
     commit = Commit()
     accepted = ports.events.accept(commit, device, checked, source="http")
     await ports.journal.commit(commit)
-    start_runs(ports.backlog, accepted.runs)
+    ports.backlog.submit(accepted.runs)
     return accepted
-
-
-def start_runs(backlog: Backlog, runs: list[Run]) -> None:
-    """Hand on the runs of events that are on disk."""
-    for run in runs:
-        run.on_end = backlog.ended
-    backlog.submit(runs)
 
 
 async def _item_device(catalogue: Catalogue, access: Access, item: _Item) -> Device:

@@ -32,11 +32,9 @@ class Broker:
     def __init__(self, capabilities: dict[str, Capability]) -> None:
         self._capabilities = capabilities
         self._tasks: set[asyncio.Task[None]] = set()
-        self.calls_count = 0
 
     def handle(self, run: Run, call: int, operation: str, arguments: bytes, answer: Answer) -> None:
         """Do one call; see `dispatch.Broker`."""
-        self.calls_count += 1
         run.calls_count += 1
         most = run.limits.host_calls
         if run.calls_count > most:
