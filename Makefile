@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test bench lint clean
+.PHONY: help setup demo serve test bench lint wasm clean
 
 VENV := .venv
 PYTHON ?= python3
@@ -20,22 +20,27 @@ demo: $(VENV)/.runtime ## a year of temperatures through a real engine, checked;
 serve: $(VENV)/.runtime ## run an engine on http://127.0.0.1:8700, data in ./cloudcode-data
 	@exec $(BIN)/python -P -m engine serve --data-dir cloudcode-data
 
-test: $(VENV)/.dev ## lint, format, types, tests
+test: $(VENV)/.dev wasm ## lint, format, types, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
 bench: $(VENV)/.dev ## measure this machine
-	@$(BIN)/python -P benchmarks/run.py
+	@$(BIN)/python benchmarks/run.py
 
 lint: $(VENV)/.dev ## repair what ruff can, then types
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/mypy
 
+# For the examples and the tests of WebAssembly functions; neither the engine nor the demo needs them.
+wasm: | $(BIN)/python ## install compilers of WebAssembly: clang, Rust, AssemblyScript
+	@examples/wasm/install-compilers.sh $(VENV)
+
 clean: ## remove caches; .venv and cloudcode-data stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist benchmarks/results *.egg-info
+	rm -rf examples/wasm/build
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Two stamps, so that a demo does not wait for test tools. Each is renewed when pyproject.toml is.

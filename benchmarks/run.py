@@ -20,6 +20,7 @@ import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
+from webassembly import webassembly
 
 HERE = Path(__file__).parent
 KEY = "cck_benchmark-admin-key"
@@ -258,6 +259,7 @@ PARTS = {
     "c": Bench.first_calls,
     "d": Bench.memory,
     "e": Bench.host_calls,
+    "f": webassembly,
 }
 
 

@@ -1,79 +1,146 @@
-"""Turns an author's files into a program, in a cell of its own: compiled, loaded once, thrown away.
+"""Turns an upload into a program, in a cell of its own: compiled, loaded once, thrown away.
 
-Path:   functions -> here -> a warm cell -> runtimes.javascript.compile, guest
+Path:   functions, programs -> here -> a warm cell -> runtimes.<language>: compile, guest
+Never:  lets one project's modules keep all others waiting: each has one turn at a time.
 """
 
 import asyncio
-from typing import Final
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, Literal
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from engine.clock import Clock
-from engine.errors import CompileFailed
-from engine.functions import Built
-from runtimes.contract import GuestError, ToCell
-from sandbox.supervisor import Cell, Death, Sandbox
+from engine.errors import CompileFailed, EngineError
+from engine.programs import Built, Recipe
+from runtimes.contract import GuestError, Runtime, ToCell, packed
+from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
-BUILD_MS: Final = 10_000
+BUILD_MS: Final[Mapping[Runtime, int]] = {
+    Runtime.JAVASCRIPT: 10_000,
+    Runtime.WASM: 60_000,  # 10 MB take some seconds on a core that is not busy
+}
+MODULES_AT_ONCE: Final = 2  # each may take a core, and the memory of a whole cell
+TURN_WAIT_MS: Final = 120_000
+_SMALLER: Final = "make it smaller: wasm-opt -Oz --strip-debug, or split it into two functions"
+_NO_BINDINGS: Final[Mapping[str, Any]] = {"variables": {}, "secrets": {}, "connections": {}}
+
+
+class Overloaded(EngineError):
+    """Ours: no cell can be had for this now; the same request may succeed in a moment."""
+
+    code = "overloaded"
 
 
 class _Loaded(msgspec.Struct):
     handlers: tuple[str, ...]
 
 
-class Builder:
-    """Adapter of `functions.Builder`."""
+class _LoadedModule(_Loaded):
+    kind: Literal["command", "core"]
 
-    def __init__(self, sandbox: Sandbox, clock: Clock) -> None:
+
+class Builder:
+    """Adapter of `programs.Builder`."""
+
+    def __init__(self, sandbox: Sandbox, clock: Clock, *, cell_memory_mb: int) -> None:
         self._sandbox = sandbox
         self._clock = clock
+        self._cell_memory_mb = cell_memory_mb
+        self._turns = _Turns()
 
-    async def build(self, files: dict[str, str], main: str, memory_mb: int) -> Built:
-        """Compile and load; see `functions.Builder`."""
-        cell = await self._sandbox.acquire()
-        job = _Build(cell)
+    async def build(self, recipe: Recipe) -> Built:
+        """Compile and load; see `programs.Builder`."""
+        if recipe.runtime is Runtime.JAVASCRIPT:
+            return await self._build(recipe)
+        async with self._turns.of(recipe.project_id):
+            return await self._build(recipe)
+
+    async def _build(self, recipe: Recipe) -> Built:
         try:
-            async with asyncio.timeout(BUILD_MS / 1000):
-                program = await job.compile(files, main)
-                handlers = await job.load(program, memory_mb, self._clock())
+            cell = await self._sandbox.acquire(recipe.runtime)
+        except SandboxError as error:
+            raise Overloaded(f"nothing can be compiled now: {error}; try again") from error
+        build_ms = BUILD_MS[recipe.runtime]
+        job = _Build(cell, recipe, self._cell_memory_mb)
+        try:
+            async with asyncio.timeout(build_ms / 1000):
+                program = await job.compile()
+                answer = await job.load(program, self._clock())
         except TimeoutError:
+            remedy = f"; {_SMALLER}" if recipe.runtime is Runtime.WASM else ""
             raise CompileFailed(
-                f"compiling and loading took longer than {BUILD_MS} ms",
-                file=main, line=0, column=0,
+                f"compiling and loading took longer than {build_ms} ms{remedy}",
+                file=recipe.main, line=0, column=0,
             ) from None  # fmt: skip
         finally:
             cell.listener = None
             cell.kill()
-        return Built(program=program.decode(), handlers=handlers)
+        if recipe.runtime is Runtime.JAVASCRIPT:
+            loaded = msgspec.json.decode(answer, type=_Loaded)
+            return Built(program=program, handlers=loaded.handlers)
+        module = msgspec.json.decode(answer, type=_LoadedModule)
+        return Built(program=program, handlers=module.handlers, kind=module.kind)
+
+
+class _Turns:
+    """Who may compile a module: one of a project, MODULES_AT_ONCE in all, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(MODULES_AT_ONCE)
+        self._projects: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def of(self, project_id: str) -> AsyncIterator[None]:
+        own = self._projects.setdefault(project_id, asyncio.Lock())
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(TURN_WAIT_MS / 1000):
+                    await held.enter_async_context(own)
+                    await held.enter_async_context(self._all)
+            except TimeoutError:
+                raise Overloaded(
+                    f"other modules have been compiled for {TURN_WAIT_MS} ms; try again"
+                ) from None
+            yield
 
 
 class _Build:
     """One build in one cell: sandbox.supervisor.CellListener."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, recipe: Recipe, cell_memory_mb: int) -> None:
         self._cell = cell
+        self._recipe = recipe
+        self._cell_memory_mb = cell_memory_mb
+        self._step = "compiled"
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         cell.listener = self
 
-    async def compile(self, files: dict[str, str], main: str) -> bytes:
-        request = msgspec.json.encode({"files": files, "main": main})
-        self._cell.send(ToCell.BUILD, 0, request)
+    async def compile(self) -> bytes:
+        recipe = self._recipe
+        header = {"main": recipe.main, "options": recipe.options, "fuel": recipe.fuel}
+        self._cell.send(ToCell.BUILD, 0, packed(msgspec.json.encode(header), recipe.body))
         program = await self._answer
         self._answer = asyncio.get_running_loop().create_future()
+        self._step = "loaded"
         return program
 
-    async def load(self, program: bytes, memory_mb: int, now_ms: int) -> tuple[str, ...]:
-        bindings: dict[str, dict[str, str]] = {"variables": {}, "secrets": {}, "connections": {}}
-        request = msgspec.json.encode(
-            {
-                "program": msgspec.Raw(program),
-                "bindings": bindings,
-                "memory_mb": memory_mb,
-                "now_ms": now_ms,
-            }
-        )
-        self._cell.send(ToCell.LOAD, 1, request)
-        return msgspec.json.decode(await self._answer, type=_Loaded).handlers
+    async def load(self, program: bytes, now_ms: int) -> bytes:
+        recipe = self._recipe
+        header = {
+            "main": recipe.main,
+            "bindings": _NO_BINDINGS,
+            "memory_mb": recipe.memory_mb,
+            "fuel": recipe.fuel,
+            "now_ms": now_ms,
+            "name": recipe.name,
+            "options": recipe.options,
+            "trial": True,  # a start that fails is told to the author now, and not to every run
+        }
+        self._cell.send(ToCell.LOAD, 1, packed(msgspec.json.encode(header), program))
+        return await self._answer
 
     def on_built(self, isolate: int, program: bytes) -> None:
         self._settle(program)
@@ -88,17 +155,25 @@ class _Build:
         self._fail(error)
 
     def on_stopped(self, isolate: int, stop: bytes) -> None:
-        outcome = msgspec.json.decode(stop)
+        outcome: dict[str, Any] = msgspec.json.decode(stop)
         limit = outcome.get("limit")
         figure = f": {limit['name']} {limit['value']}, used {limit['used']}" if limit else ""
-        text = f"loading the file ended as {outcome['outcome']}{figure}"
+        text = f"loading the {self._what} ended as {outcome['outcome']}{figure}"
         self._fail(GuestError(name="LoadError", message=text))
 
     def on_death(self, death: Death) -> None:
         how = "ran out of memory" if death.out_of_memory else "died"
-        self._fail(
-            GuestError(name="LoadError", message=f"the cell {how} while the file was loaded")
-        )
+        text = f"the cell {how} while the {self._what} was {self._step}"
+        if self._recipe.runtime is Runtime.WASM:
+            text += (
+                f"; it has {self._cell_memory_mb} MB (CLOUDCODE_CELL_MEMORY_MB). "
+                f"If the module is large, {_SMALLER}"
+            )
+        self._fail(GuestError(name="LoadError", message=text))
+
+    @property
+    def _what(self) -> str:
+        return "module" if self._recipe.runtime is Runtime.WASM else "file"
 
     def _settle(self, answer: bytes) -> None:
         if not self._answer.done():

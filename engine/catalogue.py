@@ -16,7 +16,7 @@ from engine.store import live
 from engine.store.database import Database
 from engine.store.live import StoredDevice as Device
 from engine.vault import Vault, secret_context
-from runtimes.contract import Limits
+from runtimes.contract import Limits, Runtime
 
 DEVICES_KEPT: Final = 200_000  # about 600 bytes each; the oldest is forgotten first
 __all__ = ["Catalogue", "Device", "Function", "Key", "Trigger", "Version"]
@@ -40,8 +40,10 @@ class Version:
     function_id: str
     function: str
     project_id: str
-    runtime: str
-    program: str  # JSON
+    runtime: Runtime
+    program: str  # JSON; wasm: empty, see engine.programs
+    kind: str = ""  # wasm: command | core
+    options: dict[str, Any] = field(default_factory=dict)  # wasm: of engine.bundles.WasmOptions
     handlers: tuple[str, ...]
     overrides: dict[str, int]
     allowed_hosts: tuple[str, ...]
@@ -236,8 +238,10 @@ class Catalogue:
             function_id=share.function_id,
             function=share.function,
             project_id=share.project_id,
-            runtime=share.runtime,
+            runtime=Runtime(share.runtime),
             program=share.program,
+            kind=share.kind,
+            options=share.options,
             handlers=share.handlers,
             overrides=share.limits,
             allowed_hosts=share.allowed_hosts,

@@ -196,6 +196,8 @@ def _report(run: Run, effects: list[dict[str, Any]]) -> str:
         parts.append(f',"error":{_encode(run.error).decode()}')
     if run.limit is not None:
         parts.append(f',"limit":{_encode(run.limit).decode()}')
+    if run.fuel:
+        parts.append(f',"fuel":{run.fuel}')
     if run.transcript:
         parts.append(f',"transcript":[{b",".join(run.transcript).decode()}]')
     parts.append("}")

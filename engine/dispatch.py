@@ -11,17 +11,18 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
 
 from engine.catalogue import Version
 from engine.clock import Clock
+from engine.errors import EngineError
 from engine.messages import MESSAGES, STOP, Stop
 from engine.run import Run
 from engine.runner import Broker, Runner
-from runtimes.contract import GuestError, Outcome, ToCell
+from runtimes.contract import GuestError, Outcome, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 SWEEP_MS: Final = 20  # how late a wall limit may be noticed
@@ -31,6 +32,30 @@ ALONE_MAX: Final = 2  # suspects of a cell's death that run at a time, each in a
 ISOLATES_MAX: Final = 150  # in one cell: each takes about 3 MB of its RLIMIT_DATA, 1 MB of it real
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
+
+
+class Programs(Protocol):
+    """Port: what a cell loads to run a version. Adapter: `engine.programs`."""
+
+    def at_hand(self, version: Version) -> bytes | None:
+        """Return the program if that needs no waiting."""
+        ...
+
+    async def program(self, version: Version) -> bytes:
+        """Return it from wherever it is.
+
+        Raises:
+            EngineError: it is gone, or does not compile any more.
+        """
+        ...
+
+    async def rebuild(self, version: Version) -> bytes:
+        """Compile it anew: a cell has refused the one there is.
+
+        Raises:
+            EngineError: as for `program`.
+        """
+        ...
 
 
 class Dispatcher:
@@ -44,8 +69,10 @@ class Dispatcher:
         on_log: Callable[[Run, list[tuple[str, int, str]]], None],
         clock: Clock,
         cells_max: int,
+        programs: Programs,
     ) -> None:
         self.sandbox = sandbox
+        self.programs = programs
         self.broker = broker
         self.finish = finish
         self.on_log = on_log
@@ -99,7 +126,8 @@ class Dispatcher:
         alone = sum(house.alone for house in self._houses.values())
         while self._suspects and alone < ALONE_MAX:
             run = self._suspects.popleft()
-            house = House(self, f"alone:{run.execution_id}:{run.losses}", alone=True)
+            key = f"alone:{run.execution_id}:{run.losses}"
+            house = House(self, key, run.version.runtime, alone=True)
             self._houses[house.key] = house
             Runner(run.version, house).add(run)
             alone += 1
@@ -128,11 +156,12 @@ class Dispatcher:
         if until is not None and until <= self.clock():
             del self._quarantined[version.id]
             until = None
-            own = self._houses.get(f"quarantine:{version.id}")
-            if own is not None and own.idle:
-                own.leave()
-        key = version.project_id if until is None else f"quarantine:{version.id}"
-        house = self._houses.pop(key, None) or House(self, key)
+            alone = self._houses.get(f"quarantine:{version.id}")
+            if alone is not None and alone.idle:
+                alone.leave()
+        own = f"{version.runtime}:{version.project_id}"
+        key = own if until is None else f"quarantine:{version.id}"
+        house = self._houses.pop(key, None) or House(self, key, version.runtime)
         self._houses[key] = house  # last: the most recently used
         self._evict()
         runner = house.runner(version)
@@ -164,12 +193,17 @@ class Dispatcher:
 class House:
     """One cell and the isolates in it; survives the cell, which is replaced when it dies."""
 
-    def __init__(self, dispatcher: Dispatcher, key: str, *, alone: bool = False) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, key: str, runtime: Runtime, *, alone: bool = False
+    ) -> None:
         self.dispatcher = dispatcher
         self.key = key
+        self.runtime = runtime
         self.alone = alone
         self._cell: Cell | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._fetching: dict[Runner, asyncio.Task[None]] = {}
+        self._rebuilt: set[Version] = set()  # whose program a cell of this house has refused
         self._runners: dict[int, Runner] = {}  # by isolate
         self._by_version: dict[Version, Runner] = {}
         self._stop: tuple[Runner, Stop] | None = None
@@ -198,17 +232,63 @@ class House:
             return
         if len(self._runners) >= ISOLATES_MAX:
             self._unload_least_used()
-        version = runner.version
+        runner.isolate = 0
+        program = self.dispatcher.programs.at_hand(runner.version)
+        if program is None:
+            self._fetch(runner)
+        else:
+            self._send_program(runner, program)
+
+    def _send_program(self, runner: "Runner", program: bytes) -> None:
+        if self._cell is None:
+            return  # the next cell loads every runner
         runner.isolate = self._cell.next_isolate()
         runner.used_ns = time.monotonic_ns()
         self._runners[runner.isolate] = runner
-        request = b'{"program":%b,"bindings":%b,"memory_mb":%d,"now_ms":%d}' % (
-            version.program.encode(),
-            _encode(version.bindings),
-            max(version.limits(handler).memory_mb for handler in version.handlers),
-            self.dispatcher.clock(),
-        )
-        self._cell.send(ToCell.LOAD, runner.isolate, request)
+        header = self._load_header(runner.version)
+        self._cell.send(ToCell.LOAD, runner.isolate, packed(header, program))
+
+    def _load_header(self, version: Version) -> bytes:
+        memory_mb = {handler: version.limits(handler).memory_mb for handler in version.handlers}
+        header = {
+            "bindings": version.bindings,
+            "memory_mb": max(memory_mb.values()),
+            "now_ms": self.dispatcher.clock(),
+        }
+        if version.runtime is Runtime.WASM:
+            header |= {
+                "handlers_memory_mb": memory_mb,
+                "name": version.function,
+                "fuel": version.overrides.get("fuel", 0),
+                "options": version.options,
+            }
+        return _encode(header)
+
+    def _fetch(self, runner: "Runner", *, anew: bool = False) -> None:
+        """Get the runner's program first, and then load it."""
+        if runner in self._fetching:
+            return
+        task = asyncio.get_running_loop().create_task(self._fetch_now(runner, anew=anew))
+        self._fetching[runner] = task
+        task.add_done_callback(lambda _task: self._fetching.pop(runner, None))
+
+    async def _fetch_now(self, runner: "Runner", *, anew: bool) -> None:
+        programs, version = self.dispatcher.programs, runner.version
+        while True:
+            try:
+                program = await (programs.rebuild(version) if anew else programs.program(version))
+                break
+            except EngineError as error:
+                told = GuestError(name="LoadError", message=str(error))
+                waits = error.code == "overloaded"  # ours: what is queued can wait for a cell
+                runner.fail_all(told, keep_queued=waits)
+                if runner.idle:
+                    self.unload(runner)
+                    return
+                await asyncio.sleep(RETRY_S)
+        self._fetching.pop(runner, None)
+        if self._by_version.get(version) is runner and runner.loading and not runner.isolate:
+            self._send_program(runner, program)
 
     def send(self, isolate: int, batch: bytes) -> None:
         assert self._cell is not None
@@ -248,14 +328,15 @@ class House:
             runner.sweep(now_ns)
 
     def cancel_all(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._starting, *self._fetching.values()):
+            if task is not None:
+                task.cancel()
         for runner in tuple(self._by_version.values()):
             runner.cancel_all()
 
     async def _start(self) -> None:
         try:
-            cell = await self.dispatcher.sandbox.acquire()
+            cell = await self.dispatcher.sandbox.acquire(self.runtime)
         except SandboxError as error:
             _log.error("no_cell", house=self.key, error=str(error))
             for runner in tuple(self._by_version.values()):
@@ -291,9 +372,17 @@ class House:
 
     def on_refused(self, isolate: int, error: GuestError) -> None:
         runner = self._runners.get(isolate)
-        if runner is not None:
-            runner.fail_all(error)
-            self.unload(runner)
+        if runner is None:
+            return
+        if error.name == "LinkError" and runner.version not in self._rebuilt:
+            # It was compiled by another Wasmtime, or for another CPU, than this cell has.
+            self._rebuilt.add(runner.version)
+            self._runners.pop(isolate)
+            runner.isolate = 0
+            self._fetch(runner, anew=True)
+            return
+        runner.fail_all(error)
+        self.unload(runner)
 
     def on_stopped(self, isolate: int, stop: bytes) -> None:
         runner = self._runners.get(isolate)

@@ -4,26 +4,38 @@ Path:   api.functions, api.versions -> here -> Builder (a cell) -> store; the li
 Never:  stores a version that did not build; looks into an author's code in this process.
 """
 
+import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from sqlalchemy import Connection
 
 from engine.allowed_hosts import check_allowed_hosts
-from engine.bundles import Bundle, check_bundle
+from engine.bundles import (
+    EXPORT_DEFAULTS,
+    Bundle,
+    Module,
+    check_bundle,
+    check_module,
+    check_options,
+)
 from engine.control import Control
 from engine.deployments import NewId, check_secrets, put_live, whole
-from engine.errors import CompileFailed, Conflict, NotFound
+from engine.errors import CompileFailed, Conflict, Invalid, NotFound
 from engine.grants import check_secret_names, check_variables
 from engine.ids import new_id
 from engine.names import check_function_name, check_message
-from engine.quotas import HANDLER_LIMITS, check_limits
+from engine.programs import Builder, Built, Programs, Recipe
+from engine.quotas import HANDLER_LIMITS, check_limits, memory_mb_for
+from engine.store.artifacts import find_wasm, insert_module
 from engine.store.cancellations import cancel_waiting
 from engine.store.deployments import Deployment
 from engine.store.functions import (
     Function,
     Version,
+    WasmFacts,
     delete_function,
     find_function,
     find_version,
@@ -34,28 +46,12 @@ from engine.store.functions import (
     next_version_number,
 )
 from engine.store.triggers import triggers_of_function
+from runtimes.contract import Runtime
 
 BUILD_MEMORY_MB: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """What a cell made of a bundle."""
-
-    program: str  # JSON: what a cell evaluates
-    handlers: tuple[str, ...]
-
-
-class Builder(Protocol):
-    """Port: turns an author's files into a program, in a cell. Adapter: `sandbox`."""
-
-    async def build(self, files: dict[str, str], main: str, memory_mb: int) -> Built:
-        """Compile and load the files once; within the sandbox's own deadline.
-
-        Raises:
-            CompileFailed: they do not compile, load, or fit; `extra` has file, line and column.
-        """
-        ...
+COMMAND: Final = "command"  # of the two kinds of module the one that reads stdin
+OF_JAVASCRIPT: Final = ("source", "files", "main")  # fields of an upload
+OF_WASM: Final = ("wasm", "args", "io", "exports", "reuse", "handlers")
 
 
 class Workshop(Control, Protocol):
@@ -63,6 +59,9 @@ class Workshop(Control, Protocol):
 
     @property
     def builder(self) -> Builder: ...
+
+    @property
+    def programs(self) -> Programs: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +71,12 @@ class Upload:
     source: str | None = None
     files: Mapping[str, str] | None = None
     main: str | None = None
+    wasm: bytes | None = field(default=None, repr=False)
+    handlers: Sequence[str] | None = None
+    args: Sequence[str] | None = None
+    io: str | None = None
+    exports: Mapping[str, str] | None = None
+    reuse: bool | None = None
     limits: Mapping[str, int] | None = None
     allowed_hosts: Sequence[str] | None = None
     variables: Mapping[str, str] | None = None
@@ -79,29 +84,49 @@ class Upload:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A version that was built, with what is stored beside its row."""
+
+    version: Version
+    wasm: bytes = field(default=b"", repr=False)
+    program: bytes = field(repr=False)
+
+
 async def create_function(
-    workshop: Workshop, project_id: str, *, name: str, runtime: str, upload: Upload
+    workshop: Workshop, project_id: str, *, name: str, runtime: str | None, upload: Upload
 ) -> tuple[Function, Version]:
     """Make a function whose first version is live at once.
 
+    Args:
+        workshop: what it takes.
+        project_id: whose function it is.
+        name: of the function.
+        runtime: a Runtime; None: the one that `upload` is for.
+        upload: its first version.
+
     Raises:
+        Invalid: a field is wrong, or is none of the runtime's.
         Conflict: the name is taken.
         CompileFailed: nothing was stored.
     """
     check_function_name(name)
+    if runtime is None:
+        runtime = Runtime.JAVASCRIPT if upload.wasm is None else Runtime.WASM
+    _check_fields(upload, Runtime(runtime))
     if await workshop.database.read(find_function, project_id, name):
-        raise Conflict(
-            name_taken(name)
-        )  # before the work of building; the writer decides in the end
+        # Before the work of building; the writer decides in the end.
+        raise Conflict(name_taken(name))
     now_ms = workshop.clock()
     function = Function(
-        id=new_id("fn"), project_id=project_id, name=name, runtime=runtime, created_ms=now_ms
+        id=new_id("fn"), project_id=project_id, name=name, runtime=str(runtime), created_ms=now_ms
     )
-    version = await _build(workshop, function, upload, None)
-    deployment = whole(version, new_id("dep"))
-    await workshop.journal.run(_insert_first, function, version, deployment)
+    draft = await _build(workshop, function, upload, None)
+    deployment = whole(draft.version, new_id("dep"))
+    await workshop.journal.run(_insert_first, function, draft, deployment, workshop.programs)
+    _keep(workshop, draft.version, draft)
     await workshop.catalogue.function_changed(function.id)
-    return function, version
+    return function, draft.version
 
 
 async def create_version(
@@ -110,14 +135,17 @@ async def create_version(
     """Add a version; what the upload leaves out is as in the latest version.
 
     Raises:
+        Invalid: a field is wrong, or is of another runtime than the function's.
         CompileFailed: nothing was stored.
     """
     function = await get_function(workshop, project_id, name)
+    _check_fields(upload, Runtime(function.runtime), of=function.name)
     latest = await workshop.database.read(latest_version, function.id)
     draft = await _build(workshop, function, upload, latest)
     version = await workshop.journal.run(
-        _insert_next, project_id, draft, deploy=deploy, new_id=new_id
+        _insert_next, project_id, draft, workshop.programs, deploy=deploy, new_id=new_id
     )
+    _keep(workshop, version, draft)
     if deploy:
         await workshop.catalogue.function_changed(function.id)
     return version
@@ -138,6 +166,15 @@ async def get_version(control: Control, function: Function, number: int) -> Vers
     return version
 
 
+async def get_wasm(control: Control, function: Function, number: int) -> bytes:
+    """Return the module of a version, as it was uploaded."""
+    version = await get_version(control, function, number)
+    wasm = await control.database.read(find_wasm, version.id)
+    if wasm is None:
+        raise NotFound(f"WebAssembly module in {function.name} ({function.runtime})", str(number))
+    return wasm
+
+
 async def remove_function(control: Control, project_id: str, name: str) -> None:
     """Delete a function, its versions and triggers; runs that wait for it end as cancelled."""
     function_id, product_ids = await control.journal.run(_delete, project_id, name, control.clock())
@@ -148,26 +185,33 @@ async def remove_function(control: Control, project_id: str, name: str) -> None:
 
 async def _build(
     workshop: Workshop, function: Function, upload: Upload, latest: Version | None
-) -> Version:
-    bundle = check_bundle(upload.source, upload.files, upload.main)
+) -> _Draft:
+    runtime, given = Runtime(function.runtime), upload
     upload = _completed(upload, latest)
+    if runtime is Runtime.WASM:
+        options = check_options(
+            upload.handlers, upload.args, upload.io, upload.exports, upload.reuse
+        )
+        package: Bundle | Module = check_module(upload.wasm, options)
+    else:
+        package = check_bundle(upload.source, upload.files, upload.main)
+    version = _checked(workshop, function, upload, package)
+    if isinstance(package, Module):
+        return await _build_module(workshop, function, version, package, given)
+    return await _build_bundle(workshop, function, version, package)
+
+
+def _checked(
+    workshop: Workshop, function: Function, upload: Upload, package: Bundle | Module
+) -> Version:
+    """Return the version as far as it is known without building it."""
     limits, variables = dict(upload.limits or {}), dict(upload.variables or {})
-    check_limits(limits, HANDLER_LIMITS)
+    handlers = package.options.handlers if isinstance(package, Module) else tuple(HANDLER_LIMITS)
+    check_limits(limits, handlers, Runtime(function.runtime))
     check_variables(variables)
     hosts = check_allowed_hosts(upload.allowed_hosts or ())
     secrets = check_secret_names(upload.secrets or (), variables)
     check_message(upload.message)
-    built = await _compile(workshop.builder, bundle, limits.get("memory_mb", BUILD_MEMORY_MB))
-    handlers = tuple(handler for handler in built.handlers if handler in HANDLER_LIMITS)
-    if not handlers:
-        raise CompileFailed(
-            f"exports none of the handlers {', '.join(HANDLER_LIMITS)}",
-            bundle.pointer(bundle.main),
-            file=bundle.main,
-            line=0,
-            column=0,
-        )
-    check_limits(limits, handlers)
     return Version(
         id=new_id("ver"),
         function_id=function.id,
@@ -179,48 +223,165 @@ async def _build(
         secrets=secrets,
         message=upload.message,
         created_ms=workshop.clock(),
+        options={},
+        wasm=None,
+        files={},
+        main="",
+        program="",
+    )
+
+
+async def _build_bundle(
+    workshop: Workshop, function: Function, version: Version, bundle: Bundle
+) -> _Draft:
+    recipe = Recipe(
+        runtime=Runtime.JAVASCRIPT,
+        project_id=function.project_id,
+        name=function.name,
+        body=bundle.body,
+        main=bundle.main,
+        memory_mb=version.limits.get("memory_mb", BUILD_MEMORY_MB),
+    )
+    built = await _compile(workshop.builder, recipe, bundle)
+    handlers = tuple(handler for handler in built.handlers if handler in HANDLER_LIMITS)
+    if not handlers:
+        raise CompileFailed(
+            f"exports none of the handlers {', '.join(HANDLER_LIMITS)}",
+            bundle.pointer(bundle.main),
+            file=bundle.main,
+            line=0,
+            column=0,
+        )
+    check_limits(version.limits, handlers)
+    version = replace(
+        version,
+        handlers=handlers,
+        created_ms=workshop.clock(),
         files=bundle.files,
         main=bundle.main,
-        program=built.program,
+        program=built.program.decode(),
     )
+    return _Draft(version=version, program=built.program)
+
+
+async def _build_module(
+    workshop: Workshop, function: Function, version: Version, module: Module, given: Upload
+) -> _Draft:
+    recipe = Recipe(
+        runtime=Runtime.WASM,
+        project_id=function.project_id,
+        name=function.name,
+        body=module.wasm,
+        options=module.options.as_json(),
+        memory_mb=memory_mb_for(version.handlers, version.limits),
+        fuel=version.limits.get("fuel", 0),
+    )
+    built = await _compile(workshop.builder, recipe, module)
+    options = recipe.options
+    if built.kind == COMMAND:
+        _check_command(given)
+        options = options | {"exports": dict(EXPORT_DEFAULTS), "reuse": False}  # as if never said
+    sha256 = await asyncio.to_thread(hashlib.sha256, module.wasm)
+    facts = WasmFacts(kind=built.kind, bytes=len(module.wasm), sha256=sha256.hexdigest())
+    version = replace(version, created_ms=workshop.clock(), options=options, wasm=facts)
+    return _Draft(version=version, wasm=module.wasm, program=built.program)
+
+
+def _check_fields(upload: Upload, runtime: Runtime, of: str = "") -> None:
+    """Refuse fields of another runtime; `of`: the function that has this one already."""
+    foreign = OF_JAVASCRIPT if runtime is Runtime.WASM else OF_WASM
+    other = Runtime.JAVASCRIPT if runtime is Runtime.WASM else Runtime.WASM
+    for name in foreign:
+        if getattr(upload, name) is None:
+            continue
+        remedy = f"leave {name} out"
+        if name == foreign[0] and of:
+            remedy = f"make another function of it, or delete {of} first"
+        elif name == foreign[0]:
+            remedy = f'set runtime to "{other}", or leave {name} out'
+        what = f"{of} is {runtime}" if of else f"the runtime here is {runtime}"
+        raise Invalid(f"{name} is for the runtime {other}, and {what}: {remedy}", f"/{name}")
+
+
+def _check_command(given: Upload) -> None:
+    """Refuse what only a module with `alloc` and `handle` understands; what was inherited goes."""
+    why = "the module was taken as a WASI command, by its _start: it does not export memory"
+    if given.exports is not None and dict(given.exports) != dict(EXPORT_DEFAULTS):
+        named = {**EXPORT_DEFAULTS, **given.exports}
+        raise Invalid(
+            f"{why}, {named['alloc']} and {named['handle']}. Correct the names, or leave exports "
+            "out",
+            "/exports",
+        )
+    if given.reuse:
+        raise Invalid(
+            f"{why}, alloc and handle. A command starts anew for each run: leave reuse out",
+            "/reuse",
+        )
 
 
 def _completed(upload: Upload, latest: Version | None) -> Upload:
     if latest is None:
         return upload
     taken_over = ("limits", "allowed_hosts", "variables", "secrets")
-    missing = {name: getattr(latest, name) for name in taken_over if getattr(upload, name) is None}
+    known = {name: getattr(latest, name) for name in taken_over} | latest.options
+    missing = {name: value for name, value in known.items() if getattr(upload, name) is None}
     return replace(upload, **missing)
 
 
-async def _compile(builder: Builder, bundle: Bundle, memory_mb: int) -> Built:
+async def _compile(builder: Builder, recipe: Recipe, package: Bundle | Module) -> Built:
     try:
-        return await builder.build(bundle.files, bundle.main, memory_mb)
+        return await builder.build(recipe)
     except CompileFailed as error:
-        raise bundle.explain(error) from error
+        raise package.explain(error) from error
+
+
+def _keep(workshop: Workshop, version: Version, draft: _Draft) -> None:
+    if version.wasm is not None:
+        workshop.programs.keep(version.id, draft.program)  # before its first run asks for it
 
 
 def _insert_first(
-    connection: Connection, function: Function, version: Version, deployment: Deployment
+    connection: Connection,
+    function: Function,
+    draft: _Draft,
+    deployment: Deployment,
+    programs: Programs,
 ) -> None:
     insert_function(connection, function)
-    insert_version(connection, version)
+    _insert(connection, function.project_id, draft.version, draft, programs)
     put_live(connection, function, deployment)
 
 
 def _insert_next(
-    connection: Connection, project_id: str, draft: Version, *, deploy: bool, new_id: NewId
+    connection: Connection,
+    project_id: str,
+    draft: _Draft,
+    programs: Programs,
+    *,
+    deploy: bool,
+    new_id: NewId,
 ) -> Version:
-    function = find_function(connection, project_id, draft.function_id)
+    function = find_function(connection, project_id, draft.version.function_id)
     if function is None:
-        raise NotFound("function", draft.function_id)  # deleted while this was being built
-    check_secrets(connection, project_id, draft)
+        raise NotFound("function", draft.version.function_id)  # deleted while this was being built
+    check_secrets(connection, project_id, draft.version)
     number = next_version_number(connection, function.id)
-    version = replace(draft, id=new_id("ver"), number=number)
-    insert_version(connection, version)
+    version = replace(draft.version, id=new_id("ver"), number=number)
+    _insert(connection, project_id, version, draft, programs)
     if deploy:
         put_live(connection, function, whole(version, new_id("dep")))
     return version
+
+
+def _insert(
+    connection: Connection, project_id: str, version: Version, draft: _Draft, programs: Programs
+) -> None:
+    insert_version(connection, version)
+    if version.wasm is None:
+        return
+    insert_module(connection, version.id, version.wasm, draft.wasm)
+    programs.insert(connection, project_id, version.id, draft.program)
 
 
 def _delete(

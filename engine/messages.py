@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from engine.run import Run
-from runtimes.contract import ABORT, ANSWER, START, DoneStatus, LimitHit, Outcome
+from runtimes.contract import ABORT, ANSWER, START, DoneStatus, GuestError, LimitHit, Outcome
 
 
 class Done(msgspec.Struct, array_like=True, tag=0):
@@ -31,6 +31,21 @@ class LogLines(msgspec.Struct, array_like=True, tag=2):
     dropped: int
 
 
+class Usage(msgspec.Struct, array_like=True, tag=3):
+    run: int
+    cpu_ns: int
+    memory_bytes: int
+    fuel: int
+
+
+class Stopped(msgspec.Struct):
+    """The value of a Done that is `stopped`."""
+
+    outcome: Outcome
+    limit: LimitHit | None
+    error: GuestError | None
+
+
 class Stop(msgspec.Struct):
     run: int
     outcome: Outcome
@@ -42,9 +57,13 @@ class Thrown(msgspec.Struct):
     name: str
     message: str
     stack: str
+    file: str = ""  # where the runtime knows the place by itself
+    line: int = 0
+    column: int = 0
 
 
-MESSAGES: Final = msgspec.json.Decoder(list[Done | Call | LogLines])
+MESSAGES: Final = msgspec.json.Decoder(list[Done | Call | LogLines | Usage])
+STOPPED: Final = msgspec.json.Decoder(Stopped)
 STOP: Final = msgspec.json.Decoder(Stop)
 THROWN: Final = msgspec.json.Decoder(Thrown)
 

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from engine.allowed_hosts import ENTRIES_MAX as ALLOWED_HOSTS_MAX
 from engine.errors import Invalid
-from runtimes.contract import Limits
+from runtimes.contract import Limits, Runtime
 
 KIB: Final = 1024
-BODY_BYTES_MAX: Final = 2 * KIB * KIB  # what the control plane reads of any request
+BODY_BYTES_MAX: Final = 2 * KIB * KIB  # what the control plane reads of most requests
+WASM_BYTES_MAX: Final = 10 * KIB * KIB  # of a module
+UPLOAD_BYTES_MAX: Final = 15 * KIB * KIB  # of the body that brings one: base64, and what is with it
 PARAMS_BYTES_MAX: Final = KIB * KIB  # body of an invocation, and its result
 EVENT_BYTES_MAX: Final = 256 * KIB
 GATEWAY_BYTES_MAX: Final = 16 * KIB * KIB
@@ -30,6 +32,14 @@ SECRETS_MAX: Final = 128
 TRIGGER_KEYS_MAX: Final = 100
 DEVICE_TAGS_MAX: Final = 64
 MEMORY_MB_MIN: Final = 8  # V8 needs some 4 MB for itself
+WASM_ARGS_MAX: Final = 64
+WASM_ARGS_BYTES_MAX: Final = 8 * KIB  # of all of them, each with its end
+EXPORT_NAME_BYTES_MAX: Final = 128
+WASM_STACK_BYTES: Final = 512 * KIB  # these three are kept by `runtimes.webassembly`
+WASM_TABLE_ELEMENTS_MAX: Final = 100_000
+WASM_INSTANCES_MAX: Final = 32  # runs of one version that interleave
+FUEL_MAX: Final = 10**12
+assert WASM_BYTES_MAX * 4 // 3 + BUNDLE_BYTES_MAX // 2 < UPLOAD_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +90,7 @@ HANDLER_LIMITS: Final[Mapping[str, HandlerLimits]] = {
     "job": _LONG,
     "scheduled": _LONG,
 }
-OVERRIDABLE: Final = ("cpu_ms", "wall_ms", "memory_mb")
+OVERRIDABLE: Final = ("cpu_ms", "wall_ms", "memory_mb")  # and, for WebAssembly, fuel
 
 
 def limits_for(handler: str, overrides: Mapping[str, int]) -> Limits:
@@ -101,10 +111,18 @@ def limits_for(handler: str, overrides: Mapping[str, int]) -> Limits:
         wall_ms=wall_ms,
         memory_mb=min(overrides.get("memory_mb", row.memory_mb), row.memory_mb_max),
         network_requests=row.network_requests,
+        fuel=overrides.get("fuel", 0),
     )
 
 
-def check_limits(overrides: Mapping[str, int], handlers: Iterable[str]) -> None:
+def memory_mb_for(handlers: Iterable[str], overrides: Mapping[str, int]) -> int:
+    """Return the memory that a version is loaded with: the most that one of its handlers gets."""
+    return max(limits_for(handler, overrides).memory_mb for handler in handlers)
+
+
+def check_limits(
+    overrides: Mapping[str, int], handlers: Iterable[str], runtime: Runtime = Runtime.JAVASCRIPT
+) -> None:
     """Refuse an override that none of these handlers may have.
 
     Raises:
@@ -112,8 +130,10 @@ def check_limits(overrides: Mapping[str, int], handlers: Iterable[str]) -> None:
     """
     rows = [HANDLER_LIMITS[handler] for handler in handlers]
     for name, asked in overrides.items():
+        if name == "fuel" and runtime is not Runtime.WASM:
+            raise Invalid("fuel is for WebAssembly; cpu_ms limits JavaScript", "/limits/fuel")
         least = MEMORY_MB_MIN if name == "memory_mb" else 1
-        most = max(getattr(row, f"{name}_max") for row in rows)
+        most = FUEL_MAX if name == "fuel" else max(getattr(row, f"{name}_max") for row in rows)
         if not least <= asked <= most:
             raise Invalid(f"{name} must be {least} to {most} here, not {asked}", f"/limits/{name}")
     if "wall_ms" in overrides and overrides.get("cpu_ms", 0) > overrides["wall_ms"]:
@@ -127,6 +147,7 @@ def published() -> dict[str, Any]:
         "handlers": {name: _published_row(row) for name, row in HANDLER_LIMITS.items()},
         "sizes": {
             "request_bytes": BODY_BYTES_MAX,
+            "upload_bytes": UPLOAD_BYTES_MAX,
             "params_bytes": PARAMS_BYTES_MAX,
             "result_bytes": run.output_bytes,
             "event_bytes": EVENT_BYTES_MAX,
@@ -153,6 +174,15 @@ def published() -> dict[str, Any]:
             "deliveries": run.deliveries,
             "effect_bytes": run.effect_bytes,
             "trigger_depth": TRIGGER_DEPTH_MAX,
+        },
+        "wasm": {
+            "wasm_bytes": WASM_BYTES_MAX,
+            "stack_bytes": WASM_STACK_BYTES,
+            "table_elements": WASM_TABLE_ELEMENTS_MAX,
+            "instances": WASM_INSTANCES_MAX,
+            "args": WASM_ARGS_MAX,
+            "args_bytes": WASM_ARGS_BYTES_MAX,
+            "fuel": {"default": None, "max": FUEL_MAX},
         },
     }
 

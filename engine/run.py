@@ -66,7 +66,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     ended_ns: int = 0
     cpu_ns: int = 0  # of the batches it was in, shared evenly among their runs
     own_cpu_ns: int = 0  # of the batches that it had for itself
-    peak_bytes: int = 0
+    peak_bytes: int = 0  # of the cell (JavaScript), or of the instance's memory
+    fuel: int = 0  # used; only where limits.fuel meters it
     losses: int = 0  # cells that died under it
     cold: bool = False
     calls_count: int = 0
@@ -115,7 +116,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     def start_again(self) -> None:
         """Forget everything a lost cell did with it: nothing of that has left the engine."""
         self.losses += 1
-        self.started_ns = self.cpu_ns = self.own_cpu_ns = 0
+        self.started_ns = self.cpu_ns = self.own_cpu_ns = self.fuel = 0
         self.calls_count = self.network_count = self.writes_count = self.effect_bytes = 0
         self.stop_timers()
         self.effects = []

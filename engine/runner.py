@@ -8,23 +8,33 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 from engine.catalogue import Version
 from engine.clock import Clock
 from engine.messages import (
+    STOPPED,
     THROWN,
     Call,
     Done,
     LogLines,
     Stop,
+    Usage,
     abort_message,
     answer_message,
     start_message,
 )
 from engine.run import Run
-from runtimes.contract import BATCH_MESSAGES_MAX, MIB, DoneStatus, GuestError, LimitHit, Outcome
+from runtimes.contract import (
+    BATCH_MESSAGES_MAX,
+    MIB,
+    DoneStatus,
+    GuestError,
+    LimitHit,
+    Outcome,
+    Runtime,
+)
 from sandbox.supervisor import Death
 
 STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
@@ -33,12 +43,18 @@ LOAD_MS: Final = 15_000  # a cell that has not loaded a version by then is kille
 CLASSIC_HANDLERS: Final = frozenset({"trigger", "main"})
 BATCH_BYTES: Final = 4 * MIB  # a batch that has as much takes no more
 ANSWER_BYTES_MAX: Final = 8 * MIB  # of one host call
-INTERLEAVED_MAX: Final = 256  # runs in one isolate at a time
+INTERLEAVED_MAX: Final[Mapping[str, int]] = {  # runs in one isolate at a time
+    Runtime.JAVASCRIPT: 256,
+    Runtime.WASM: 32,  # each that waits has a thread, with 1.5 MiB of stack, and its own memory
+}
+BATCH_NS: Final = 50_000_000  # what the starts of a batch may take together, from experience
+_GUESS_NS: Final = 10_000_000  # ... of one run, as long as there is none
 _TOO_LARGE: Final = (
     b'{"name":"RangeError","message":"the answer has more than 8 MiB; ask for less at once",'
     b'"code":"payload_too_large"}'
 )
 _ENDED_BY_GUEST: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.OUTPUT_EXCEEDED})
+_STOPS: Final = frozenset({Outcome.CPU_EXCEEDED, Outcome.MEMORY_EXCEEDED, Outcome.TIMED_OUT})
 
 Answer = Callable[[bool, bytes], None]
 
@@ -134,11 +150,13 @@ class Runner:
         self.loaded = False
         self.loading = False
         self.used_ns = 0
+        self._interleaved_max = INTERLEAVED_MAX[version.runtime]
         self._waiting: deque[Run] = deque()
         self._answers: deque[tuple[int, bytes]] = deque()  # (run, message); run 0: send it anyway
         self._runs: dict[int, Run] = {}
         self._last_number = 0
         self._batch: tuple[int, ...] | None = None  # runs in the batch that is out; None: idle
+        self._mean_ns = _GUESS_NS  # that a message took, of late
         house.enter(self)
 
     @property
@@ -161,28 +179,35 @@ class Runner:
         self._send()
 
     def on_output(
-        self, cpu_ns: int, peak_bytes: int, messages: Iterable[Done | Call | LogLines]
+        self, cpu_ns: int, peak_bytes: int, messages: Iterable[Done | Call | LogLines | Usage]
     ) -> None:
         batch, self._batch = self._batch, None
         if batch is None:
             raise ValueError("an output without a batch")
         self._account(batch, cpu_ns, peak_bytes)
+        taken_ns = (time.monotonic_ns() - self.used_ns) // max(1, len(batch))
+        self._mean_ns = (self._mean_ns + taken_ns) // 2
         for message in messages:
             run = self._runs.get(message.run)
-            if run is None:
-                continue  # ended here already: its wall time ran out, or a limit of the engine
-            if type(message) is Done:
-                self._done(run, message)
-            elif type(message) is Call:
-                self._call(run, message)
-            elif type(message) is LogLines:
-                self._take_log(run, message.lines, message.dropped)
+            if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
+                self._take(run, message)
         if len(set(batch)) == 1:
             self._check_cpu(batch[0])
         if self._batch is None and (self._waiting or self._answers):
             self._send()
         elif self.house.alone or not self.version.live:
             self.leave_if_over()
+
+    def _take(self, run: Run, message: Done | Call | LogLines | Usage) -> None:
+        if type(message) is Done:
+            self._done(run, message)
+        elif type(message) is Call:
+            self._call(run, message)
+        elif type(message) is LogLines:
+            self._take_log(run, message.lines, message.dropped)
+        elif type(message) is Usage:
+            run.cpu_ns = max(0, message.cpu_ns)
+            run.peak_bytes, run.fuel = max(0, message.memory_bytes), max(0, message.fuel)
 
     def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
         """Share the batch's CPU time evenly among its runs: V8 tells only the sum."""
@@ -336,7 +361,12 @@ class Runner:
             if number in runs or number == 0:
                 parts.append(text)
                 numbers.append(number)
-        room = min(BATCH_MESSAGES_MAX - len(parts), INTERLEAVED_MAX - len(runs))
+        # Runs that would have to wait for others in their batch wait here, where no wall time runs.
+        room = min(
+            BATCH_MESSAGES_MAX - len(parts),
+            self._interleaved_max - len(runs),
+            max(1, BATCH_NS // self._mean_ns),
+        )
         if waiting and room > 0:
             now_ms, now_ns = self.house.dispatcher.clock(), time.monotonic_ns()
             for _ in range(min(room, len(waiting))):
@@ -368,8 +398,21 @@ class Runner:
             self._end(run, Outcome.SUCCEEDED)
         elif message.status is DoneStatus.THREW:
             thrown = THROWN.decode(value)
-            error = GuestError(name=thrown.name, message=thrown.message, stack=thrown.stack)
+            error = GuestError(
+                name=thrown.name, message=thrown.message, stack=thrown.stack, file=thrown.file,
+                line=thrown.line, column=thrown.column,
+            )  # fmt: skip
             self._end(run, Outcome.FAILED, error=error)
+        elif message.status is DoneStatus.STOPPED:
+            stopped = STOPPED.decode(value)
+            if stopped.outcome not in _STOPS:
+                raise ValueError(f"a run stopped as {stopped.outcome}")
+            if stopped.limit is None and not self.house.alone:
+                self.remove(run)
+                run.start_again()
+                self.house.dispatcher.rerun_alone(run)  # the others left no room in the cell
+                return
+            self._end(run, stopped.outcome, limit=stopped.limit, error=stopped.error, said=True)
         else:
             used = len(value) if message.status is DoneStatus.OK else int(value)
             hit = LimitHit(name="output_bytes", value=run.limits.output_bytes, used=used)
@@ -433,10 +476,12 @@ class Runner:
         *,
         limit: LimitHit | None = None,
         error: GuestError | None = None,
+        said: bool = False,
     ) -> None:
+        """End the run; `said`: by its isolate, which needs no word of it."""
         if self._runs.pop(run.number, None) is None:
             return
-        if outcome not in _ENDED_BY_GUEST and self.loaded:
+        if outcome not in _ENDED_BY_GUEST and self.loaded and not said:
             self._answers.append((0, abort_message(run.number)))
         run.outcome, run.limit, run.error = outcome, limit, error
         self.house.dispatcher.end(run)

@@ -26,8 +26,11 @@ def authors_stack(error: GuestError, program: str) -> GuestError:
 
     Args:
         error: as the guest reported it: the stack is V8's text, and not to be trusted.
-        program: the version's compiled program, JSON: tells what stands before line 1.
+        program: the version's compiled program, JSON: tells what stands before line 1. Empty for
+            WebAssembly, whose cell has named the place already.
     """
+    if not program:
+        return error
     files = {file.name: file for file in msgspec.json.decode(program, type=_Program).files}
     rows = []
     place: tuple[str, int, int] | None = None

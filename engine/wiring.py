@@ -34,6 +34,7 @@ from engine.hostcalls.timers import timer
 from engine.ids import new_id
 from engine.metrics import Metrics
 from engine.outbox import Outbox
+from engine.programs import Programs
 from engine.projects import key_hash, make_key, new_secret_key
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
@@ -43,6 +44,7 @@ from engine.store.live import all_keys, all_projects
 from engine.store.projects import Project, insert_project
 from engine.tails import Tails
 from engine.vault import Vault
+from runtimes.contract import Runtime
 from sandbox.supervisor import Sandbox
 
 DEFAULT_PROJECT: Final = "default"
@@ -60,6 +62,7 @@ class Platform:
     vault: Vault
     catalogue: Catalogue
     builder: Builder
+    programs: Programs
     outbox: Outbox
     tails: Tails
     metrics: Metrics
@@ -111,6 +114,16 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
         )
         stack.push_async_callback(sandbox.close)
         await sandbox.start()
+        builder = Builder(sandbox, clock, cell_memory_mb=settings.cell_memory_mb)
+        programs = Programs(
+            database,
+            journal,
+            vault,
+            builder,
+            fingerprint=lambda: sandbox.fingerprint(Runtime.WASM),
+            clock=clock,
+        )
+        stack.push_async_callback(programs.close)
         # One each: guests that wait for slow servers must not hold the outbox's connections.
         guests_egress, outbox_egress = (Egress(settings.egress_allow) for _ in range(2))
         stack.push_async_callback(guests_egress.close)
@@ -137,6 +150,7 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             on_log=tails.log,
             clock=clock,
             cells_max=settings.cells_max,
+            programs=programs,
         )
         backlog = Backlog(database, journal.barrier, catalogue, dispatcher.submit)
 
@@ -149,7 +163,8 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             journal=journal,
             vault=vault,
             catalogue=catalogue,
-            builder=Builder(sandbox, clock),
+            builder=builder,
+            programs=programs,
             outbox=outbox,
             tails=tails,
             metrics=metrics,

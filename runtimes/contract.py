@@ -4,11 +4,21 @@ Path:   engine.execute -> sandbox -> runtimes.<language>; each speaks in these v
 Never:  imports anything of ours; knows V8, Wasmtime, SQL or HTTP.
 """
 
+import struct
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+import msgspec
+
 MIB: Final = 1024 * 1024
+
+
+class Runtime(StrEnum):
+    """The guest languages. Each has cells of its own kind; stored with the function."""
+
+    JAVASCRIPT = "javascript"
+    WASM = "wasm"
 
 
 class Outcome(StrEnum):
@@ -35,7 +45,7 @@ class Limits:
 
     cpu_ms: int  # the guest's own thread, waits excluded
     wall_ms: int  # the whole run, host calls included
-    memory_mb: int  # the guest heap: the V8 isolate's, shared by its interleaved runs
+    memory_mb: int  # the V8 heap, shared by its interleaved runs; or a wasm instance's memory
     output_bytes: int = 1 * MIB  # the result as UTF-8 JSON
     log_lines: int = 256
     log_bytes: int = 64 * 1024
@@ -44,6 +54,7 @@ class Limits:
     device_writes: int = 256  # values written
     effect_bytes: int = 4 * MIB  # of values and messages together
     deliveries: int = 20
+    fuel: int = 0  # WebAssembly instructions, about; 0: not metered
 
     def __post_init__(self) -> None:
         assert 0 < self.cpu_ms <= self.wall_ms, self
@@ -73,19 +84,36 @@ class GuestError:
     column: int = 0
 
 
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a cell ends itself: which run did what. Sent to the engine before the end."""
+
+    run: int
+    outcome: Outcome
+    limit: LimitHit | None
+    log: list[str]
+
+
+class LoadFailed(Exception):
+    """The author's: the program does not build or load; `error` says where."""
+
+    def __init__(self, error: GuestError) -> None:
+        self.error = error
+        super().__init__(error.message)
+
+
 # Frames between the engine and a cell: u32 big-endian length of what follows, one byte kind,
 # u32 isolate, payload. A cell's frames are validated like any stranger's.
 class ToCell(StrEnum):
-    LOAD = "L"  # payload: JSON LoadRequest
+    LOAD = "L"  # payload: packed JSON header (see `runtimes.<language>.guest`) and the program
     BATCH = "B"  # payload: JSON array of messages, handed to the isolate as it is
-    BUILD = "C"  # payload: JSON {"files": {name: source}, "main": name}: compile only
+    BUILD = "C"  # payload: packed JSON header and what was uploaded: compile only
     UNLOAD = "U"
 
 
 class FromCell(StrEnum):
     READY = "r"  # payload: JSON list of lockdown layers
-    BUILT = "b"  # payload: JSON of the compiled program
-    LOADED = "l"  # payload: JSON {"handlers": [...], "log": [...]}
+    BUILT = "b"  # payload: the compiled program, which only the same runtime understands
+    LOADED = "l"  # payload: JSON {"handlers": [...], "kind": "..."}
     REFUSED = "e"  # payload: JSON GuestError: the code does not load
     OUTPUT = "o"  # payload: u64 CPU nanoseconds, u32 peak RSS in KiB, JSON array of messages
     FAULT = "x"  # payload: text of an exception of ours in the cell, which ends after it
@@ -102,13 +130,29 @@ ABORT: Final = 2  # [2, run]
 DONE: Final = 0  # [0, run, status, value]; see DoneStatus
 CALL: Final = 1  # [1, run, call, operation, arguments]
 LOG: Final = 2  # [2, run, [[level, at_ms, text], ...], dropped]
+USAGE: Final = 3  # [3, run, CPU ns, memory bytes, fuel]: of one run, before its DONE, where known
 
 
 class DoneStatus(StrEnum):
     OK = "ok"  # value: the result
     THREW = "threw"  # value: {name, message, stack}
     OUTPUT = "output"  # value: bytes used
+    STOPPED = "stopped"  # value: {outcome, limit, error}: a limit that the cell survives
 
 
 FRAME_BYTES_MAX: Final = 96 * MIB  # 64 results of 1 MiB in one output, and what else is in it
 BATCH_MESSAGES_MAX: Final = 64
+
+_HEADER_LENGTH: Final = struct.Struct(">I")
+
+
+def packed(header: bytes, body: bytes) -> bytes:
+    """Return the payload of a LOAD or BUILD frame: u32 big-endian header length, header, body."""
+    return _HEADER_LENGTH.pack(len(header)) + header + body
+
+
+def unpacked(payload: bytes) -> tuple[bytes, bytes]:
+    """Return (header, body) of a payload that `packed` made."""
+    (length,) = _HEADER_LENGTH.unpack_from(payload)
+    start = _HEADER_LENGTH.size
+    return payload[start : start + length], payload[start + length :]

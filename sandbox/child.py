@@ -13,12 +13,15 @@ import select
 import socket
 import struct
 import threading
-from typing import NoReturn
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn, Protocol
 
 import msgspec
 
-from runtimes.contract import FromCell, GuestError, ToCell
-from runtimes.javascript.guest import Guest, LoadFailed, LoadRequest, Stop, build, initialise
+from runtimes.contract import FromCell, GuestError, LoadFailed, Runtime, Stop, ToCell, unpacked
+from runtimes.javascript import guest as javascript_guest
+from runtimes.webassembly import guest as wasm_guest
 from sandbox.frames import FrameReader, frame
 from sandbox.lockdown import Prepared, lock_down
 
@@ -29,18 +32,77 @@ _FAULT_CODE = 70
 _STOP_CODE = 86  # exit status of a cell that ended itself; the STOPPED frame says why
 
 
-class BuildRequest(msgspec.Struct, frozen=True):
-    """Sources to compile in this cell."""
+class Guest(Protocol):
+    """Port: one version that is loaded. Its code runs on threads of its own."""
 
-    files: dict[str, str]
-    main: str
+    busy: bool  # works on a batch
+    loading: bool
+
+    def load(self, header: bytes, program: bytes) -> bytes:
+        """Load what `build` made; return the JSON of a LOADED frame.
+
+        Raises:
+            LoadFailed: the author's program does not load.
+        """
+        ...
+
+    def post(self, batch: bytes) -> None:
+        """Take one batch; exactly one output follows. Never waits."""
+        ...
+
+    def watch(self) -> Stop | None:
+        """End a run that is over its limits; return why the whole cell has to end, if it has to."""
+        ...
+
+    def memory_stop(self) -> Stop: ...
+
+    def crash_stop(self) -> Stop: ...
+
+    def close(self) -> None: ...
 
 
-def run_cell(channel: socket.socket, prepared: Prepared, parent_pid: int) -> NoReturn:
+class Language(Protocol):
+    """Port: a guest language. Adapters: the modules `guest` of `runtimes.*`."""
+
+    def initialise(self) -> None:
+        """Start the runtime in this process: once, before the lockdown."""
+        ...
+
+    def build(self, header: bytes, body: bytes) -> bytes:
+        """Compile what was uploaded.
+
+        Raises:
+            LoadFailed: it does not compile.
+        """
+        ...
+
+    def new_guest(
+        self,
+        on_output: Callable[[Guest, int, bytes], None],
+        on_broken: Callable[[Guest, str], None],
+        tick: Callable[[], None],
+    ) -> Guest: ...
+
+
+LANGUAGES: Final[Mapping[Runtime, Language]] = {
+    Runtime.JAVASCRIPT: javascript_guest,
+    Runtime.WASM: wasm_guest,
+}
+
+
+def run_cell(
+    channel: socket.socket, prepared: Prepared, parent_pid: int, runtime: Runtime
+) -> NoReturn:
     """Be a cell until the engine closes the channel or a guest goes over a limit."""
-    initialise()
-    layers = lock_down(prepared, socket_fd=channel.fileno(), parent_pid=parent_pid)
-    cell = Cell(channel)
+    language = LANGUAGES[runtime]
+    language.initialise()
+    layers = lock_down(
+        prepared,
+        socket_fd=channel.fileno(),
+        parent_pid=parent_pid,
+        memory_files=runtime is Runtime.WASM,
+    )
+    cell = Cell(channel, language)
     cell.send(FromCell.READY, 0, msgspec.json.encode(layers))
     try:
         cell.serve()
@@ -53,8 +115,9 @@ def run_cell(channel: socket.socket, prepared: Prepared, parent_pid: int) -> NoR
 class Cell:
     """The guests of this process and the channel they share."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, language: Language) -> None:
         self._channel = channel
+        self._language = language
         self._sending = threading.Lock()
         self._guests: dict[int, Guest] = {}
         self._ids: dict[int, int] = {}
@@ -65,18 +128,21 @@ class Cell:
         reader = FrameReader()
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
+        watched_ns = 0
         while True:
             busy = any(guest.busy for guest in self._guests.values())
             wait_ms = TICK_MS if busy else IDLE_MS if self._spare is None else None
-            if poll.poll(wait_ms):
+            ready = poll.poll(wait_ms)
+            if busy and (now_ns := time.monotonic_ns()) - watched_ns > TICK_MS * 1_000_000:
+                watched_ns = now_ns  # also while frames for other guests keep coming
+                self.watch()
+            if ready:
                 data = self._channel.recv(1 << 18)
                 if not data:
                     return
                 for kind, isolate, payload in reader.feed(data):
                     self._take(kind, isolate, payload)
-            elif busy:
-                self.watch()
-            else:
+            elif not busy:
                 self._spare = self._new_guest()  # the next version to be loaded finds it ready
 
     def send(self, kind: FromCell, isolate: int, payload: bytes) -> None:
@@ -86,7 +152,7 @@ class Cell:
     def watch(self) -> None:
         """End the cell when a guest has used up what it may use."""
         for guest in tuple(self._guests.values()):
-            if (guest.busy or guest.loading) and (stop := guest.over_limit()) is not None:
+            if (guest.busy or guest.loading) and (stop := guest.watch()) is not None:
                 self._stop(guest, stop)
 
     def _take(self, kind: str, isolate: int, payload: bytes) -> None:
@@ -104,25 +170,23 @@ class Cell:
                 guest.close()
 
     def _load(self, isolate: int, payload: bytes) -> None:
-        request = msgspec.json.decode(payload, type=LoadRequest)
         guest, self._spare = self._spare or self._new_guest(), None
         self._guests[isolate] = guest
         self._ids[id(guest)] = isolate
         try:
-            answer = guest.load(request)
+            answer = guest.load(*unpacked(payload))
         except LoadFailed as failed:
             self._refuse(isolate, failed.error)
             return
         self.send(FromCell.LOADED, isolate, answer)
 
     def _build(self, isolate: int, payload: bytes) -> None:
-        request = msgspec.json.decode(payload, type=BuildRequest)
         try:
-            program = build(request.files, request.main)
+            program = self._language.build(*unpacked(payload))
         except LoadFailed as failed:
             self._refuse(isolate, failed.error)
             return
-        self.send(FromCell.BUILT, isolate, msgspec.json.encode(program))
+        self.send(FromCell.BUILT, isolate, program)
 
     def _refuse(self, isolate: int, error: GuestError) -> None:
         guest = self._guests.pop(isolate, None)
@@ -131,7 +195,7 @@ class Cell:
         self.send(FromCell.REFUSED, isolate, msgspec.json.encode(error))
 
     def _new_guest(self) -> Guest:
-        return Guest(self._output, self._broken, self.watch)
+        return self._language.new_guest(self._output, self._broken, self.watch)
 
     def _output(self, guest: Guest, spent_ns: int, text: bytes) -> None:
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -140,6 +204,8 @@ class Cell:
         )
 
     def _broken(self, guest: Guest, kind: str) -> None:
+        if kind not in {"memory", "threw"}:
+            self.send(FromCell.FAULT, 0, kind.encode())
         self._stop(guest, guest.memory_stop() if kind == "memory" else guest.crash_stop())
 
     def _stop(self, guest: Guest, stop: Stop) -> NoReturn:

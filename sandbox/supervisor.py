@@ -21,7 +21,8 @@ import msgspec
 import psutil
 import structlog
 
-from runtimes.contract import MIB, FromCell, GuestError, ToCell
+from runtimes.contract import MIB, FromCell, GuestError, Runtime, ToCell
+from runtimes.webassembly.fingerprint import fingerprint
 from sandbox.frames import BadFrame, FrameReader, frame
 from sandbox.lockdown import Layer
 
@@ -66,7 +67,9 @@ class CellListener(Protocol):
 
     def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None: ...
 
-    def on_built(self, isolate: int, program: bytes) -> None: ...
+    def on_built(self, isolate: int, program: bytes) -> None:
+        """The program is what the runtime understands, and nobody else."""
+        ...
 
     def on_loaded(self, isolate: int, answer: bytes) -> None: ...
 
@@ -86,8 +89,9 @@ class CellListener(Protocol):
 class Cell(asyncio.Protocol):
     """One live process."""
 
-    def __init__(self, sandbox: "Sandbox") -> None:
+    def __init__(self, sandbox: "Sandbox", runtime: Runtime) -> None:
         self._sandbox = sandbox
+        self.runtime = runtime
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self.pid = 0
@@ -192,8 +196,8 @@ class Sandbox:
         self._cell_memory_mb = cell_memory_mb
         self._strict = strict
         self._zygote: _Zygote | None = None
-        self._warm: deque[Cell] = deque()
-        self._filling: set[asyncio.Task[None]] = set()
+        self._warm: dict[Runtime, deque[Cell]] = {}  # of those that somebody has asked for
+        self._filling: dict[Runtime, asyncio.Task[None]] = {}
         self._starting_zygote = asyncio.Lock()
         self._closing = False
         self.layers: tuple[Layer, ...] = ()
@@ -204,7 +208,7 @@ class Sandbox:
         Raises:
             SandboxError: no cell starts, or `strict` and a layer is missing.
         """
-        cell = await self._spawn()
+        cell = await self._spawn(Runtime.JAVASCRIPT)
         self.layers = cell.layers
         missing = [layer for layer in cell.layers if not layer.active]
         if missing and self._strict:
@@ -213,34 +217,41 @@ class Sandbox:
                 f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing
             )
             raise SandboxError(f"isolation_required=strict, but {reasons}")
-        self._warm.append(cell)
-        self._fill()
+        self._warm[Runtime.JAVASCRIPT] = deque([cell])
+        self._fill(Runtime.JAVASCRIPT)
 
     @property
     def alive(self) -> bool:
         return self._zygote is not None and self._zygote.process.poll() is None
 
-    async def acquire(self) -> Cell:
+    def fingerprint(self, runtime: Runtime) -> str:
+        """Return what a program compiled here fits: it is compiled anew where this differs."""
+        return fingerprint() if runtime is Runtime.WASM else ""
+
+    async def acquire(self, runtime: Runtime = Runtime.JAVASCRIPT) -> Cell:
         """Return a blank, ready cell: a warm one when there is one.
+
+        A kind of cell is kept warm from the first time that it is asked for.
 
         Raises:
             SandboxError: none started, STARTS_MAX times in a row.
         """
-        while self._warm:
-            cell = self._warm.popleft()
+        warm = self._warm.setdefault(runtime, deque())
+        while warm:
+            cell = warm.popleft()
             if not cell._lost:  # noqa: SLF001
-                self._fill()
+                self._fill(runtime)
                 return cell
         for start in range(1, STARTS_MAX + 1):
             try:
-                cell = await self._spawn()
+                cell = await self._spawn(runtime)
             except SandboxError as error:
                 if start == STARTS_MAX or self._closing:
                     raise
                 _log.warning("cell_not_started", start=start, error=str(error))
             else:
                 break
-        self._fill()
+        self._fill(runtime)
         return cell
 
     def kill(self, cell: Cell) -> None:
@@ -251,7 +262,7 @@ class Sandbox:
 
     async def close(self) -> None:
         self._closing = True
-        for task in tuple(self._filling):
+        for task in tuple(self._filling.values()):
             task.cancel()
         zygote, self._zygote = self._zygote, None
         if zygote is None:
@@ -266,23 +277,25 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             zygote.process.kill()
 
-    def _fill(self) -> None:
-        if self._closing or self._filling or len(self._warm) >= self._warm_count:
+    def _fill(self, runtime: Runtime) -> None:
+        full = len(self._warm[runtime]) >= self._warm_count
+        if self._closing or runtime in self._filling or full:
             return
-        task = asyncio.get_running_loop().create_task(self._fill_now())
-        self._filling.add(task)
-        task.add_done_callback(self._filling.discard)
+        task = asyncio.get_running_loop().create_task(self._fill_now(runtime))
+        self._filling[runtime] = task
+        task.add_done_callback(lambda _task: self._filling.pop(runtime))
 
-    async def _fill_now(self) -> None:
-        while len(self._warm) < self._warm_count and not self._closing:
+    async def _fill_now(self, runtime: Runtime) -> None:
+        warm = self._warm[runtime]
+        while len(warm) < self._warm_count and not self._closing:
             try:
-                self._warm.append(await self._spawn())
+                warm.append(await self._spawn(runtime))
             except SandboxError as error:
                 _log.error("no_warm_cell", error=str(error))
                 return
 
-    async def _spawn(self) -> Cell:
-        cell = Cell(self)
+    async def _spawn(self, runtime: Runtime) -> Cell:
+        cell = Cell(self, runtime)
         try:
             async with self._starting_zygote:
                 zygote = self._zygote
@@ -306,7 +319,8 @@ class Sandbox:
         with theirs:
             ours.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: cell, sock=ours)
-            socket.send_fds(zygote.channel, [b"spawn"], [theirs.fileno()])
+            order = f"spawn {cell.runtime}".encode()
+            socket.send_fds(zygote.channel, [order], [theirs.fileno()])
         zygote.spawned.append(cell)  # in the order of the requests: the answers name only the pid
 
     def _cap_memory(self, cell: Cell) -> None:
@@ -371,8 +385,8 @@ class Sandbox:
         ended = zygote.cells.pop(pid, None)
         if ended is None:
             return
-        with suppress(ValueError):
-            self._warm.remove(ended)
+        with suppress(KeyError, ValueError):
+            self._warm[ended.runtime].remove(ended)
         status = message["status"]
         death = Death(
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
@@ -394,7 +408,8 @@ class Sandbox:
         zygote.cells.clear()
         zygote.spawned.clear()
         for cell in dead:
-            with suppress(ValueError):
-                self._warm.remove(cell)
+            with suppress(KeyError, ValueError):
+                self._warm[cell.runtime].remove(cell)
             cell.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
-        self._fill()
+        for runtime in self._warm:
+            self._fill(runtime)

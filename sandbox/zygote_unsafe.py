@@ -3,8 +3,8 @@
 Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD` -> fork -> child.run_cell
 Never:  runs user code, starts a thread or V8 (a fork of either is broken), speaks to a cell.
 
-On its channel (SOCK_SEQPACKET, one message each): in `spawn` with the cell's socket attached, or
-`kill PID`; out `{"pid": n}` (0: no process could be had), and for each cell that ended
+On its channel (SOCK_SEQPACKET, one message each): in `spawn RUNTIME` with the cell's socket
+attached, or `kill PID`; out `{"pid": n}` (0: no process could be had), and for each cell that ended
 `{"pid", "status", "max_rss_kib"}`.
 """
 
@@ -20,6 +20,7 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Final
 
+from runtimes.contract import Runtime
 from sandbox.child import run_cell
 from sandbox.lockdown import Prepared, prepare
 
@@ -57,9 +58,10 @@ def main() -> None:
                 message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, 1)
                 if not message:
                     break
-                if message == b"spawn":
-                    _spawn(channel, descriptors[0], prepared, cells)
-                elif (pid := int(message.removeprefix(b"kill "))) in cells:
+                order, _, what = message.decode().partition(" ")
+                if order == "spawn":
+                    _spawn(channel, descriptors[0], prepared, cells, Runtime(what))
+                elif (pid := int(what)) in cells:
                     os.kill(pid, signal.SIGKILL)
     for pid in cells:
         os.kill(pid, signal.SIGKILL)
@@ -74,7 +76,13 @@ def _shrink_stacks() -> None:
     libc.pthread_setattr_default_np(attributes)
 
 
-def _spawn(channel: socket.socket, descriptor: int, prepared: Prepared, cells: set[int]) -> None:
+def _spawn(
+    channel: socket.socket,
+    descriptor: int,
+    prepared: Prepared,
+    cells: set[int],
+    runtime: Runtime,
+) -> None:
     parent = os.getpid()
     try:
         pid = os.fork()
@@ -85,7 +93,7 @@ def _spawn(channel: socket.socket, descriptor: int, prepared: Prepared, cells: s
     if pid == 0:
         try:
             signal.set_wakeup_fd(-1)
-            run_cell(socket.socket(fileno=descriptor), prepared, parent)
+            run_cell(socket.socket(fileno=descriptor), prepared, parent, runtime)
         finally:
             os._exit(70)
     os.close(descriptor)

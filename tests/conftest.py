@@ -113,7 +113,9 @@ class Engine:
 
     def settled(self) -> None:
         """Wait until no run is queued or running."""
-        self.until(lambda: not self.executions(status="queued", limit=1))
+        self.until(
+            lambda: not any(self.executions(status=one, limit=1) for one in ("queued", "running"))
+        )
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 Path:   server -> here -> FastAPI -> routes
 Never:  reads more than BODY_BYTES_MAX of a body; lets an exception out to the server.
+
+The body of an upload is its route's to read (`api.uploads`): it is large, and needs a key first.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from engine.quotas import BODY_BYTES_MAX
 
 BODY_WAIT_S: Final = 30  # a client that takes longer holds memory for nothing
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+UPLOADS: Final = re.compile(r"/v1/functions(/[^/]+/versions)?")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _log = structlog.get_logger()
 
@@ -38,8 +41,8 @@ class BodyTooSlow(EngineError):
 
     code = "request_timeout"
 
-    def __init__(self) -> None:
-        super().__init__(f"the body did not arrive within {BODY_WAIT_S} s")
+    def __init__(self, wait_s: int = BODY_WAIT_S) -> None:
+        super().__init__(f"the body did not arrive within {wait_s} s")
 
 
 class Edge:
@@ -77,7 +80,7 @@ class Edge:
             return
         if scope["method"] == "HEAD":
             scope = dict(scope, method="GET")
-        if scope["method"] in _WITH_BODY:
+        if scope["method"] in _WITH_BODY and not _is_upload(scope):
             body = await read_body(Headers(scope=scope), receive)
             if body is None:
                 return
@@ -114,31 +117,36 @@ def request_id_of(scope: Scope) -> str:
 
 
 async def read_body(
-    headers: Headers, receive: Receive, bytes_max: int = BODY_BYTES_MAX
+    headers: Headers,
+    receive: Receive,
+    bytes_max: int = BODY_BYTES_MAX,
+    *,
+    limit_name: str = "request_bytes",
+    wait_s: int = BODY_WAIT_S,
 ) -> bytes | None:
     """Return the whole body, or None when the caller went away.
 
     Raises:
         PayloadTooLarge: it is, or says that it is, larger than `bytes_max`.
-        BodyTooSlow: it did not arrive within BODY_WAIT_S.
+        BodyTooSlow: it did not arrive within `wait_s`.
     """
     announced = headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > bytes_max:
-        raise PayloadTooLarge("the body", "request_bytes", bytes_max, int(announced))
+        raise PayloadTooLarge("the body", limit_name, bytes_max, int(announced))
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_WAIT_S):
+        async with asyncio.timeout(wait_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     return None
                 body += message.get("body", b"")
                 if len(body) > bytes_max:
-                    raise PayloadTooLarge("the body", "request_bytes", bytes_max, len(body))
+                    raise PayloadTooLarge("the body", limit_name, bytes_max, len(body))
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError as error:
-        raise BodyTooSlow from error
+        raise BodyTooSlow(wait_s) from error
 
 
 def check_json(body: bytes) -> None:
@@ -163,6 +171,10 @@ def _where(body: bytes, reason: str) -> str:
     except (ValueError, RecursionError):
         pass
     return reason
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["method"] == "POST" and UPLOADS.fullmatch(scope["path"]) is not None
 
 
 def _as_json(scope: Scope) -> Scope:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Query
+from pydantic import Field
 
 from engine.api.access import Reader
 from engine.api.openapi import problems
@@ -60,7 +61,10 @@ class ExecutionWhole(ExecutionShown):
     transcript: list[Any] | None = None
     seed: str
     clock: str | None
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = Field(
+        description="Of the cell; of a WebAssembly function, the memory of its instance."
+    )
+    fuel: int | None = Field(None, description="Used; only where limits.fuel meters it.")
 
 
 class LogLine(Shown):
@@ -124,6 +128,7 @@ async def show_execution(
         seed=found.seed,
         clock=None if found.clock_ms is None else iso(found.clock_ms),
         peak_memory_bytes=found.peak_memory_bytes,
+        fuel=report.get("fuel"),
     )
 
 

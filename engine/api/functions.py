@@ -2,14 +2,22 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Depends, Path, Response
 from pydantic import Field
 
 from engine.api.access import Developer, Reader
 from engine.api.openapi import problems
 from engine.api.platform import PlatformHere
 from engine.api.shapes import Listed, PageAsked, Shown, example
-from engine.api.versions import ShareShown, UploadBody, share_shown
+from engine.api.uploads import UploadBody, documented, uploaded
+from engine.api.versions import (
+    ShareShown,
+    Uploaded,
+    WasmShown,
+    share_shown,
+    uploaded_as,
+    wasm_shown,
+)
 from engine.clock import iso
 from engine.errors import NotFound
 from engine.functions import create_function, remove_function
@@ -32,7 +40,9 @@ class FunctionNew(UploadBody):
     )
 
     name: str
-    runtime: Literal["javascript"] = "javascript"
+    runtime: Literal["javascript", "wasm"] | None = Field(
+        None, description="Left out: wasm when `wasm` is sent, else javascript."
+    )
 
 
 class FunctionMade(Shown):
@@ -52,28 +62,30 @@ class FunctionShown(Shown):
     live: list[ShareShown]
     latest_version: int
     handlers: list[str] = Field(description="Of the latest version.")
+    wasm: WasmShown | None = Field(description="Of the latest version; javascript: null.")
     created_at: str
 
 
-class FunctionWhole(FunctionShown):
+class FunctionWhole(Uploaded, FunctionShown):
     """A function with everything of its latest version."""
 
-    limits: dict[str, int]
-    allowed_hosts: list[str]
-    variables: dict[str, str]
-    secrets: list[str]
-    files: dict[str, str]
-    main: str
 
-
-@router.post("/v1/functions", status_code=201, responses=problems(409, 422, body=True))
+@router.post(
+    "/v1/functions",
+    status_code=201,
+    responses=problems(409, 422, body=True),
+    openapi_extra=documented(FunctionNew),
+)
 async def add_function(
-    platform: PlatformHere, access: Developer, body: FunctionNew
+    platform: PlatformHere,
+    access: Developer,
+    body: Annotated[FunctionNew, Depends(uploaded(FunctionNew))],
 ) -> FunctionMade:
     """Make a function from its first version, which is live at once.
 
-    Send either `source`, or `files` and `main`. Nothing is stored when the code does not compile:
-    the problem (code `compile_error`) then names `file`, `line` and `column`.
+    Send `source`, or `files` and `main`, or for WebAssembly `wasm`. Nothing is stored when the
+    code does not compile: the problem (code `compile_error`) then names `file`, `line` and
+    `column`, or what is wrong with the module.
     """
     function, version = await create_function(
         platform, access.project_id, name=body.name, runtime=body.runtime, upload=body.upload()
@@ -104,15 +116,7 @@ async def show_function(platform: PlatformHere, access: Reader, name: Name) -> F
     view = await platform.database.read(view_function, access.project_id, name)
     if view is None:
         raise NotFound("function", name)
-    return FunctionWhole(
-        **_shown(view).model_dump(),
-        limits=view.latest.limits,
-        allowed_hosts=list(view.latest.allowed_hosts),
-        variables=view.latest.variables,
-        secrets=list(view.latest.secrets),
-        files=view.latest.files,
-        main=view.latest.main,
-    )
+    return FunctionWhole(**_shown(view).model_dump(), **uploaded_as(view.latest))
 
 
 @router.delete(
@@ -134,5 +138,6 @@ def _shown(view: FunctionView) -> FunctionShown:
         live=list(map(share_shown, view.live)),
         latest_version=view.latest.number,
         handlers=list(view.latest.handlers),
+        wasm=wasm_shown(view.latest),
         created_at=iso(view.function.created_ms),
     )

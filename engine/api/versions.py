@@ -1,51 +1,26 @@
 """`/v1/functions/{name}/versions`: what was uploaded. A version is never changed."""
 
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import Field
 
 from engine.api.access import Developer, Reader
 from engine.api.openapi import problems
 from engine.api.platform import PlatformHere
-from engine.api.shapes import Body, Listed, PageAsked, Shown, example
+from engine.api.shapes import Listed, PageAsked, Shown, example
+from engine.api.uploads import UploadBody, documented, uploaded
 from engine.clock import iso
-from engine.functions import Upload, create_version, get_function, get_version
+from engine.functions import create_version, get_function, get_version, get_wasm
 from engine.store.deployments import Share, live_deployment
-from engine.store.functions import VersionSummary, list_versions
+from engine.store.functions import Version, VersionSummary, list_versions
 
 router = APIRouter(tags=["functions"])
 
 VERSION_MAX = 2**31 - 1  # the column's
+WASM: Final = "application/wasm"
 Name = Annotated[str, Path(description="The function's name or id.")]
-
-
-class LimitsAsked(Body):
-    """Hard stops of a run, within what `/v1/limits` says of its handler."""
-
-    cpu_ms: int | None = None
-    wall_ms: int | None = None
-    memory_mb: int | None = None
-
-
-class UploadBody(Body):
-    """The parts of a version."""
-
-    source: str | None = Field(None, description="One file; its name is `main`, else main.js.")
-    files: dict[str, str] | None = Field(None, description="Several files: name -> text.")
-    main: str | None = Field(None, description="The file to start with, e.g. main.ts.")
-    limits: LimitsAsked | None = None
-    allowed_hosts: list[str] | None = Field(
-        None, description="host, *.host, host:port or *; none: no network."
-    )
-    variables: dict[str, str] | None = None
-    secrets: list[str] | None = Field(None, description="Names of secrets that the code may read.")
-    message: str = Field("", description="What this version is about.")
-
-    def upload(self) -> Upload:
-        limits = None if self.limits is None else self.limits.model_dump(exclude_none=True)
-        fields = {name: getattr(self, name) for name in UploadBody.model_fields}
-        return Upload(**fields | {"limits": limits})
+Number = Annotated[int, Path(ge=1, le=VERSION_MAX)]
 
 
 class VersionNew(UploadBody):
@@ -63,16 +38,23 @@ class VersionMade(Shown):
     deployed: bool
 
 
+class WasmShown(Shown):
+    kind: str = Field(description="command (WASI: stdin, stdout) or core (alloc, handle).")
+    bytes: int
+    sha256: str
+
+
 class VersionShown(Shown):
     version: int
     message: str
     handlers: list[str]
+    wasm: WasmShown | None = Field(description="Of a wasm version; javascript: null.")
     created_at: str
     live_percent: int
 
 
-class VersionWhole(VersionShown):
-    """A version with everything that was uploaded."""
+class Uploaded(Shown):
+    """Everything that was uploaded as a version, but for a module's bytes."""
 
     limits: dict[str, int]
     allowed_hosts: list[str]
@@ -80,6 +62,14 @@ class VersionWhole(VersionShown):
     secrets: list[str]
     files: dict[str, str]
     main: str
+    args: list[str] | None = Field(description="These four are of wasm; javascript: null.")
+    io: str | None
+    exports: dict[str, str] | None
+    reuse: bool | None
+
+
+class VersionWhole(Uploaded, VersionShown):
+    """A version with everything that was uploaded."""
 
 
 class ShareShown(Shown):
@@ -88,19 +78,22 @@ class ShareShown(Shown):
 
 
 @router.post(
-    "/v1/functions/{name}/versions", status_code=201, responses=problems(404, 422, body=True)
+    "/v1/functions/{name}/versions",
+    status_code=201,
+    responses=problems(404, 422, body=True),
+    openapi_extra=documented(VersionNew),
 )
 async def add_version(
     platform: PlatformHere,
     access: Developer,
     name: Name,
-    body: VersionNew,
+    body: Annotated[VersionNew, Depends(uploaded(VersionNew))],
     deploy: Annotated[bool, Query(description="Make it live at once.")] = False,
 ) -> VersionMade:
-    """Upload a version.
+    """Upload a version, of the runtime that the function has.
 
     `limits`, `allowed_hosts`, `variables` and `secrets` that are left out are taken over from the
-    latest version.
+    latest version; so are `handlers`, `args`, `io`, `exports` and `reuse` of a WebAssembly one.
     """
     version = await create_version(platform, access.project_id, name, body.upload(), deploy=deploy)
     return VersionMade(version=version.number, handlers=list(version.handlers), deployed=deploy)
@@ -123,25 +116,55 @@ async def show_version(
     platform: PlatformHere,
     access: Reader,
     name: Name,
-    version: Annotated[int, Path(ge=1, le=VERSION_MAX)],
+    version: Number,
 ) -> VersionWhole:
-    """Show one version with its files."""
+    """Show one version with its files; of a module only what is known of it."""
     function = await get_function(platform, access.project_id, name)
     found = await get_version(platform, function, version)
     percents = await _percents(platform, function.id)
-    return VersionWhole(
-        **_shown(found, percents).model_dump(),
-        limits=found.limits,
-        allowed_hosts=list(found.allowed_hosts),
-        variables=found.variables,
-        secrets=list(found.secrets),
-        files=found.files,
-        main=found.main,
-    )
+    return VersionWhole(**_shown(found, percents).model_dump(), **uploaded_as(found))
+
+
+@router.get(
+    "/v1/functions/{name}/versions/{version}/wasm",
+    response_class=Response,
+    responses={
+        **problems(404, 422),
+        200: {"content": {WASM: {"schema": {"type": "string", "format": "binary"}}}},
+    },
+)
+async def show_wasm(
+    platform: PlatformHere, access: Reader, name: Name, version: Number
+) -> Response:
+    """Return the module as it was uploaded, to the byte."""
+    function = await get_function(platform, access.project_id, name)
+    wasm = await get_wasm(platform, function, version)
+    file = f'attachment; filename="{function.name}-{version}.wasm"'
+    return Response(wasm, media_type=WASM, headers={"content-disposition": file})
 
 
 def share_shown(share: Share) -> ShareShown:
     return ShareShown(version=share.version, percent=share.percent)
+
+
+def wasm_shown(version: VersionSummary) -> WasmShown | None:
+    facts = version.wasm
+    if facts is None:
+        return None
+    return WasmShown(kind=facts.kind, bytes=facts.bytes, sha256=facts.sha256)
+
+
+def uploaded_as(version: Version) -> dict[str, Any]:
+    """Return the fields of `Uploaded`."""
+    options = ("args", "io", "exports", "reuse")
+    return {
+        "limits": version.limits,
+        "allowed_hosts": list(version.allowed_hosts),
+        "variables": version.variables,
+        "secrets": list(version.secrets),
+        "files": version.files,
+        "main": version.main,
+    } | {name: version.options.get(name) for name in options}
 
 
 async def _percents(platform: PlatformHere, function_id: str) -> dict[int, int]:
@@ -154,6 +177,7 @@ def _shown(version: VersionSummary, percents: dict[int, int]) -> VersionShown:
         version=version.number,
         message=version.message,
         handlers=list(version.handlers),
+        wasm=wasm_shown(version),
         created_at=iso(version.created_ms),
         live_percent=percents.get(version.number, 0),
     )

@@ -59,6 +59,8 @@ COMMANDS: Final = (
         "cloudcode deploy examples/alarms.ts --product weather --on write --key temp",
         "cloudcode deploy ./my-function --message 'fix rounding' --percent 10",
         "cloudcode deploy examples/forecast.js --host api.example.com --var UNIT=celsius",
+        "cloudcode deploy alarm.wasm --product weather --handler afterStore",
+        "cloudcode deploy redact.wasm --arg -n --io text --fuel 50000000",
     ),
     _command(
         "invoke",

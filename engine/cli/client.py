@@ -53,8 +53,8 @@ class Client:
     def get(self, path: str, **query: Any) -> Any:
         return self.request("GET", path, query=query)
 
-    def post(self, path: str, body: Any = None, **query: Any) -> Any:
-        return self.request("POST", path, body=body, query=query)
+    def post(self, path: str, body: Any = None, *, answer_s: float = ANSWER_S, **query: Any) -> Any:
+        return self.json_of(self.send("POST", path, body=body, query=query, answer_s=answer_s))
 
     def put(self, path: str, body: Any) -> Any:
         return self.request("PUT", path, body=body)

@@ -1,6 +1,6 @@
 """`cloudcode deploy`: makes a function, or uploads a new version of it and puts that live.
 
-Path:   files -> source -> here -> POST functions | versions -> deployments -> triggers
+Path:   files, module -> source -> here -> POST functions | versions -> deployments -> triggers
 Never:  sends what the user did not give: the latest version's limits, hosts and so on then stay.
 """
 
@@ -13,15 +13,18 @@ import typer
 from engine.cli.client import segment
 from engine.cli.failures import Misused, Refused
 from engine.cli.session import Session
-from engine.cli.source import DoesNotCompile, Source, read_source
+from engine.cli.source import DoesNotCompile, is_module, read_module, read_source
 
 ALL: Final = 100  # percent
+COMPILE_S: Final = 240.0  # the engine's own deadlines are shorter, and say more
 
 
 def deploy(
     session: Session,
     *,
-    path: Annotated[Path, typer.Argument(help="A .js or .ts file, or a folder of them.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .js or .ts file, a folder of them, or a .wasm module.")
+    ],
     name: Annotated[str, typer.Option(help="The function's name; else the file's.")] = "",
     main: Annotated[str, typer.Option(help="In a folder: the file that starts.")] = "",
     message: Annotated[str, typer.Option("--message", "-m", help="Why, for the history.")] = "",
@@ -36,7 +39,29 @@ def deploy(
     ] = None,
     cpu_ms: Annotated[int | None, typer.Option(help="Limit of CPU per run.", min=1)] = None,
     wall_ms: Annotated[int | None, typer.Option(help="Limit of time per run.", min=1)] = None,
-    memory_mb: Annotated[int | None, typer.Option(help="Limit of the heap.", min=1)] = None,
+    memory_mb: Annotated[int | None, typer.Option(help="Limit of the memory.", min=1)] = None,
+    fuel: Annotated[
+        int | None, typer.Option(help=".wasm: limit of instructions per run, about.", min=1)
+    ] = None,
+    handler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=".wasm: what it is run for: fetch, afterStore ...; may be repeated. "
+            "fetch makes it public."
+        ),
+    ] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(help=".wasm: an argument of a command; may be repeated.")
+    ] = None,
+    io: Annotated[str, typer.Option(help=".wasm: json or text.")] = "",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(help=".wasm: alloc=NAME or handle=NAME: other names of these functions."),
+    ] = None,
+    reuse: Annotated[
+        bool | None,
+        typer.Option("--reuse/--no-reuse", help=".wasm: one instance serves many runs."),
+    ] = None,
     percent: Annotated[
         int, typer.Option(help="Share of runs that get the new version.", min=1, max=ALL)
     ] = ALL,
@@ -52,29 +77,44 @@ def deploy(
             "--key here names a device's value and needs --product",
             remedy="the API key goes before the verb: cloudcode --key cck_... deploy ...",
         )
-    source = read_source(path, main=main)
+    options = {
+        "handlers": handler,
+        "args": arg,
+        "io": io or None,
+        "exports": None if export is None else dict(_pair(pair, "--export") for pair in export),
+        "reuse": reuse,
+    }
+    code = _code(path, main, options | {"fuel": fuel})
     function = name or _name_of(path)
-    wanted = {
+    wanted = options | {
         "allowed_hosts": host,
-        "variables": None if var is None else dict(_pair(pair) for pair in var),
+        "variables": None if var is None else dict(_pair(pair, "--var") for pair in var),
         "secrets": secret,
-        "limits": _limits(cpu_ms=cpu_ms, wall_ms=wall_ms, memory_mb=memory_mb),
+        "limits": _limits(cpu_ms=cpu_ms, wall_ms=wall_ms, memory_mb=memory_mb, fuel=fuel),
         "message": message or None,
     }
-    body = {
-        "files": source.files,
-        "main": source.main,
-        **{field: value for field, value in wanted.items() if value is not None},
-    }
-    done = _upload(session, function, body, source, percent)
+    body = code | {field: value for field, value in wanted.items() if value is not None}
+    with session.screen.progress(f"compiling {path.name} ..."):
+        done = _upload(session, function, body, percent)
     if product:
         done["trigger"] = _trigger(session, function, product, on, key or [])
     session.screen.text(done, _summary(done))
 
 
-def _upload(
-    session: Session, function: str, body: dict[str, Any], source: Source, percent: int
-) -> dict[str, Any]:
+def _code(path: Path, main: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an upload that carry the code itself."""
+    if is_module(path):
+        if main:
+            raise Misused("--main names a script in a folder; a module starts by its exports")
+        return {"wasm": read_module(path)}
+    flags = {"handlers": "handler", "args": "arg", "exports": "export"}
+    if given := [name for name, value in options.items() if value is not None]:
+        raise Misused(f"--{flags.get(given[0], given[0])} is for .wasm modules, and {path} is none")
+    source = read_source(path, main=main)
+    return {"files": source.files, "main": source.main}
+
+
+def _upload(session: Session, function: str, body: dict[str, Any], percent: int) -> dict[str, Any]:
     live = _live(session, function)
     try:
         if live is None:
@@ -82,13 +122,15 @@ def _upload(
                 raise Misused(
                     f"{function} is new: there is no version to share with at {percent} %"
                 )
-            return dict(session.client.post("/v1/functions", {"name": function, **body}))
+            new = {"name": function, **body}
+            return dict(session.client.post("/v1/functions", new, answer_s=COMPILE_S))
         path = f"/v1/functions/{segment(function)}"
         at_once = percent == ALL or not live
-        made = session.client.post(f"{path}/versions", body, deploy="true" if at_once else "false")
+        deploy = "true" if at_once else "false"
+        made = session.client.post(f"{path}/versions", body, answer_s=COMPILE_S, deploy=deploy)
     except Refused as refused:
         if refused.code == "compile_error":
-            raise DoesNotCompile(refused.problem, source.files) from None
+            raise DoesNotCompile(refused.problem, body.get("files", {})) from None
         raise
     done = {"name": function, **made}
     if not at_once:
@@ -130,10 +172,10 @@ def _limits(**limits: int | None) -> dict[str, int] | None:
     return {name: value for name, value in limits.items() if value is not None} or None
 
 
-def _pair(pair: str) -> tuple[str, str]:
+def _pair(pair: str, option: str) -> tuple[str, str]:
     name, equals, value = pair.partition("=")
     if not equals or not name:
-        raise Misused(f"--var {pair!r} is not K=V")
+        raise Misused(f"{option} {pair!r} is not K=V")
     return name, value
 
 

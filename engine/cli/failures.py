@@ -26,6 +26,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "memory_exceeded": "raise it with `cloudcode deploy --memory-mb`; "
     "`cloudcode limits` shows the most",
     "payload_too_large": "`cloudcode limits` shows every size",
+    "overloaded": "try again in a moment",
 }
 
 
@@ -79,6 +80,8 @@ class Refused(Failure):
         self.status = int(problem.get("status", 0))
         detail = str(problem.get("detail") or problem.get("title") or "refused without a reason")
         remedy = str(problem.get("remedy") or REMEDIES.get(self.code, ""))
+        if (problem.get("limit") or {}).get("name") == "fuel":
+            remedy = remedy.replace("--cpu-ms", "--fuel")
         execution_id = str(problem.get("execution_id") or "EXECUTION")
         super().__init__(detail, remedy=remedy.replace("{execution_id}", execution_id))
 

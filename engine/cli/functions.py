@@ -1,6 +1,6 @@
 """`cloudcode functions`, `rollback` and `trigger`: what is deployed, and what makes it run."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,9 @@ def functions_list(session: Session, limit: Limit = 50) -> None:
     functions = session.client.items("/v1/functions", count_max=limit)
     session.screen.rows(
         [
-            function if session.as_json else {**function, "live": _shares(function)}
+            function
+            if session.as_json
+            else {**function, "live": _shares(function), "runtime": _runtime(function)}
             for function in functions
         ],
         ("name", "live", "latest_version", "handlers", "runtime", "created_at"),
@@ -83,6 +85,11 @@ def trigger_delete(
     """Delete a trigger."""
     session.client.delete(f"/v1/triggers/{segment(trigger)}")
     session.screen.record({"id": trigger, "deleted": True})
+
+
+def _runtime(function: dict[str, Any]) -> str:
+    kind = (function.get("wasm") or {}).get("kind")
+    return f"{function.get('runtime', '')} {kind}" if kind else function.get("runtime", "")
 
 
 def _shares(function: dict[str, list[dict[str, int]]]) -> str:

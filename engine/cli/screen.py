@@ -6,7 +6,9 @@ Never:  lets a guest's or a device's text move the cursor: control characters ar
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any, Final
 
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from engine.cli.failures import Failure
 
+PROGRESS_S: Final = 1.0  # what is done by then needs no word
 PIPED_COLUMNS: Final = 400  # a pipe has no width; wide enough that no id is cut
 
 
@@ -29,6 +32,18 @@ class Screen:
     def say(self, message: str) -> None:
         """Print what a person wants to know and a script does not."""
         self._err.print(Text(plain(message)), soft_wrap=True)
+
+    @contextmanager
+    def progress(self, message: str) -> Iterator[None]:
+        """Tell a person at a terminal what takes so long, if it does."""
+        timer = Timer(PROGRESS_S, self.say, (message,))
+        timer.daemon = True
+        if self._err.is_terminal:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def text(self, document: Any, text: str) -> None:
         """Print a result that reads best as plain text."""

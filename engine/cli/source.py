@@ -1,17 +1,20 @@
-"""The author's files: reads them for an upload, and shows the place of a mistake in them.
+"""The author's files or module: reads them for an upload, shows the place of a mistake in them.
 
 Path:   deploy -> here -> the upload; the engine's compile problem -> DoesNotCompile -> screen
 Never:  compiles; only the engine knows the language.
 """
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from engine.cli.failures import Misused, Refused
+from engine.quotas import WASM_BYTES_MAX
 
 SUFFIXES: Final = (".js", ".mjs", ".cjs", ".ts", ".mts")
+MODULE: Final = ".wasm"
 MAINS: Final = ("main.ts", "main.js", "index.ts", "index.js")
 FILES_MAX: Final = 100  # more is a folder named by mistake: node_modules, say
 
@@ -22,6 +25,34 @@ class Source:
 
     files: Mapping[str, str]
     main: str
+
+
+def is_module(path: Path) -> bool:
+    """Say whether this is to be uploaded as WebAssembly: its ending decides."""
+    if path.suffix.lower() == ".wat":
+        raise Misused(
+            f"{path}: this is WebAssembly text; only its binary can be deployed",
+            remedy=f"assemble it: wat2wasm {path} -o {path.with_suffix(MODULE)}",
+        )
+    return path.suffix.lower() == MODULE
+
+
+def read_module(path: Path) -> str:
+    """Return the module as an upload carries it: base64.
+
+    Raises:
+        Misused: nothing there, or larger than any engine takes.
+    """
+    try:
+        wasm = path.read_bytes()
+    except OSError as error:
+        raise Misused(f"{path}: {error.strerror}") from error
+    if len(wasm) > WASM_BYTES_MAX:
+        raise Misused(
+            f"{path}: {len(wasm)} bytes; a module may have {WASM_BYTES_MAX}",
+            remedy=f"make it smaller: wasm-opt -Oz --strip-debug {path} -o {path.name}",
+        )
+    return base64.b64encode(wasm).decode()
 
 
 def read_source(path: Path, *, main: str = "") -> Source:

@@ -27,7 +27,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
-        self.engine: Engine = create_engine(url, pool_size=READERS + 2, max_overflow=0)
+        self.engine: Engine = create_engine(
+            url, pool_size=READERS + 2, max_overflow=0, hide_parameters=True
+        )  # a failed statement is logged without the values, which may be megabytes, or a tenant's
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, or_, select, tuple_
 
 from engine.store.pages import Page, Paged, page_of, paged
-from engine.store.tables import functions, versions
+from engine.store.tables import functions, versions, wasm_modules
 from engine.store.unique import insert_unique
 
 
@@ -19,6 +19,15 @@ class Function:
     name: str
     runtime: str
     created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WasmFacts:
+    """What is told of a module without reading it."""
+
+    kind: str  # command | core
+    bytes: int
+    sha256: str  # hex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +44,22 @@ class VersionSummary:
     secrets: tuple[str, ...]
     message: str
     created_ms: int
+    options: dict[str, Any]  # of engine.bundles.WasmOptions; javascript: empty
+    wasm: WasmFacts | None  # javascript: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version(VersionSummary):
     files: dict[str, str]
     main: str
-    program: str  # JSON: what the cell evaluates
+    program: str  # JSON: what the cell evaluates; wasm: empty, see store.artifacts
 
 
 _CODE: Final = frozenset({"files", "main", "program"})
+_FACTS: Final = tuple(
+    column.label(f"wasm_{column.name}")
+    for column in (wasm_modules.c.kind, wasm_modules.c.bytes, wasm_modules.c.sha256)
+)
 _SUMMARY: Final = tuple(column for column in versions.columns if column.name not in _CODE)
 _JSON: Final[dict[str, Any]] = {
     "files": dict[str, str],
@@ -53,6 +68,7 @@ _JSON: Final[dict[str, Any]] = {
     "allowed_hosts": tuple[str, ...],
     "variables": dict[str, str],
     "secrets": tuple[str, ...],
+    "options": dict[str, Any],
 }
 
 
@@ -93,7 +109,9 @@ def delete_function(connection: Connection, function_id: str) -> None:
 
 
 def insert_version(connection: Connection, version: Version) -> None:
+    """Insert the version's own row; its module: `store.artifacts.insert_module`."""
     row = asdict(version)
+    del row["wasm"]
     for name in _JSON:
         row[name] = msgspec.json.encode(row[name]).decode()
     connection.execute(insert(versions).values(row))
@@ -106,16 +124,14 @@ def next_version_number(connection: Connection, function_id: str) -> int:
 
 
 def find_version(connection: Connection, function_id: str, number: int) -> Version | None:
-    query = select(versions).where(
-        versions.c.function_id == function_id, versions.c.number == number
-    )
+    query = _whole().where(versions.c.function_id == function_id, versions.c.number == number)
     row = connection.execute(query).mappings().first()
     return Version(**_decoded(row)) if row else None
 
 
 def latest_version(connection: Connection, function_id: str) -> Version | None:
     query = (
-        select(versions)
+        _whole()
         .where(versions.c.function_id == function_id)
         .order_by(versions.c.number.desc())
         .limit(1)
@@ -156,11 +172,17 @@ def list_versions(connection: Connection, function_id: str, page: Page) -> Paged
 
 
 def _summaries() -> Select[Any]:
-    return select(*_SUMMARY)
+    return select(*_SUMMARY, *_FACTS).outerjoin(wasm_modules)
+
+
+def _whole() -> Select[Any]:
+    return select(versions, *_FACTS).outerjoin(wasm_modules)
 
 
 def _decoded(row: RowMapping) -> dict[str, Any]:
     fields = dict(row)
+    facts = {name: fields.pop(f"wasm_{name}") for name in ("kind", "bytes", "sha256")}
+    fields["wasm"] = WasmFacts(**facts) if facts["kind"] is not None else None
     for name, kind in _JSON.items():
         if name in fields:
             fields[name] = msgspec.json.decode(fields[name], type=kind)

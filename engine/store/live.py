@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, func, select
 
@@ -17,6 +17,20 @@ from engine.store.tables import (
     secrets,
     triggers,
     versions,
+    wasm_modules,
+)
+
+_TO_RUN: Final = (  # not the files: what runs is the program
+    versions.c.id,
+    versions.c.number,
+    versions.c.program,
+    versions.c.options,
+    versions.c.handlers,
+    versions.c.limits,
+    versions.c.allowed_hosts,
+    versions.c.variables,
+    versions.c.secrets,
+    wasm_modules.c.kind,
 )
 
 
@@ -31,7 +45,9 @@ class StoredShare:
     runtime: str
     version_id: str
     number: int
-    program: str
+    program: str  # wasm: empty
+    kind: str  # wasm: command | core; javascript: empty
+    options: dict[str, Any]
     handlers: tuple[str, ...]
     limits: dict[str, int]
     allowed_hosts: tuple[str, ...]
@@ -91,7 +107,9 @@ def live_shares(connection: Connection, function_id: str | None = None) -> list[
         for part in json.loads(row["versions"]):
             version = (
                 connection.execute(
-                    select(versions).where(
+                    select(*_TO_RUN)
+                    .outerjoin(wasm_modules)
+                    .where(
                         versions.c.function_id == row["id"], versions.c.number == part["version"]
                     )
                 )
@@ -112,6 +130,8 @@ def _share(function: RowMapping, version: RowMapping, percent: int) -> StoredSha
         version_id=version["id"],
         number=version["number"],
         program=version["program"],
+        kind=version["kind"] or "",
+        options=json.loads(version["options"]),
         handlers=tuple(json.loads(version["handlers"])),
         limits=json.loads(version["limits"]),
         allowed_hosts=tuple(json.loads(version["allowed_hosts"])),

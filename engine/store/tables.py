@@ -90,7 +90,7 @@ versions: Final = Table(
     Column("number", Integer, nullable=False),  # 1, 2, 3 ... within the function
     Column("files", Text, nullable=False),  # JSON {name: source}
     Column("main", Text, nullable=False),
-    Column("program", Text, nullable=False),  # JSON Program: what the cell evaluates
+    Column("program", Text, nullable=False),  # JSON: what a cell evaluates; wasm: in artifacts
     Column("handlers", Text, nullable=False),  # JSON list
     Column("limits", Text, nullable=False),  # JSON of the author's overrides
     Column("allowed_hosts", Text, nullable=False),  # JSON list
@@ -98,7 +98,29 @@ versions: Final = Table(
     Column("secrets", Text, nullable=False),  # JSON list of names
     Column("message", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    # JSON of engine.bundles.WasmOptions; javascript: {}
+    Column("options", Text, nullable=False, server_default="{}"),
     UniqueConstraint("function_id", "number"),
+)
+
+wasm_modules: Final = Table(
+    "wasm_modules",  # what was uploaded, to the byte
+    metadata,
+    Column("version_id", Text, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", Text, nullable=False),  # command | core
+    Column("sha256", Text, nullable=False),  # hex
+    Column("bytes", Integer, nullable=False),
+    # Last: SQLite reads a row from its start, and lists want only what stands before.
+    Column("wasm", LargeBinary, nullable=False),
+)
+
+artifacts: Final = Table(
+    "artifacts",  # modules compiled for one kind of machine; can all be made again
+    metadata,
+    Column("version_id", Text, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+    Column("fingerprint", Text, primary_key=True),  # of what compiled it: Sandbox.fingerprint
+    Column("created_ms", BigInteger, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),  # a cell runs it as it is: nobody may forge one
 )
 
 deployments: Final = Table(

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
-from runtimes.contract import MIB, GuestError, LimitHit, Outcome
+from runtimes.contract import MIB, GuestError, LimitHit, LoadFailed, Outcome, Stop
 from runtimes.javascript.compile import CompileError, Program, compile_program
 from runtimes.javascript.v8_unsafe import Isolate, Mark, V8Error, initialise
 
 LOAD_CPU_MS: Final = 2_000  # top-level code of one version
 _HEAP_DEFAULT_BYTES: Final = 64 * MIB
 
-__all__ = ["Guest", "LoadFailed", "Stop", "build", "initialise"]
+__all__ = ["build", "initialise", "new_guest"]
 
 
 def _joined_prelude() -> str:
@@ -35,27 +35,15 @@ def _joined_prelude() -> str:
 PRELUDE: Final = _joined_prelude()
 
 
-class Stop(msgspec.Struct, frozen=True, kw_only=True):
-    """Why the watchdog ends this cell: which run did what. Sent to the engine before the end."""
+class BuildHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before the sources, which are JSON {name: source}."""
 
-    run: int
-    outcome: Outcome
-    limit: LimitHit | None
-    log: list[str]
+    main: str
 
 
-class LoadFailed(Exception):
-    """The program does not load; `error` says where, in the author's own file."""
+class LoadHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before the program, which is JSON of `Program`."""
 
-    def __init__(self, error: GuestError) -> None:
-        self.error = error
-        super().__init__(error.message)
-
-
-class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine sends to have a version loaded."""
-
-    program: Program
     bindings: dict[str, Any]  # {"variables": {..}, "secrets": {..}, "connections": {name: kind}}
     memory_mb: int
     now_ms: int
@@ -79,32 +67,34 @@ class Guest:
         self._segment: tuple[int, int] = (0, 0)  # the mark's changes and the CPU then
         self._isolate = Isolate(PRELUDE, _HEAP_DEFAULT_BYTES, self._output, self._broken, tick)
 
-    def load(self, request: LoadRequest) -> bytes:
+    def load(self, header: bytes, body: bytes) -> bytes:
         """Evaluate the program and return JSON {handlers, log}.
 
         Raises:
             LoadFailed: it does not parse, or its top-level code throws.
         """
         isolate = self._isolate
+        request = msgspec.json.decode(header, type=LoadHeader)
+        program = msgspec.json.decode(body, type=Program)
         self._heap_mb = request.memory_mb
         isolate.limit_heap(request.memory_mb * MIB)
         self.loading = True
         self._segment = (-1, isolate.cpu_ns())
-        evaluated = request.program.main
+        evaluated = program.main
         try:
-            for file in request.program.files:
+            for file in program.files:
                 evaluated = file.name
                 function = isolate.evaluate(f"{file.code}\n//# sourceURL={file.name}")
                 if file.kind == "module":
-                    header = msgspec.json.encode({"name": file.name, "imports": file.imports})
-                    isolate.define(header.decode(), function)
-            header = msgspec.json.encode(
-                {"main": request.program.main, "bindings": request.bindings, "now": request.now_ms}
+                    named = msgspec.json.encode({"name": file.name, "imports": file.imports})
+                    isolate.define(named.decode(), function)
+            start = msgspec.json.encode(
+                {"main": program.main, "bindings": request.bindings, "now": request.now_ms}
             )
-            evaluated = request.program.main
-            return isolate.ready(header.decode()).encode()
+            evaluated = program.main
+            return isolate.ready(start.decode()).encode()
         except V8Error as error:
-            raise LoadFailed(locate(error, request.program, evaluated)) from error
+            raise LoadFailed(locate(error, program, evaluated)) from error
         finally:
             self.loading = False
             self._cpu_seen_ns = isolate.cpu_ns()
@@ -113,7 +103,7 @@ class Guest:
         self.busy = True
         self._isolate.post(batch)
 
-    def over_limit(self) -> Stop | None:
+    def watch(self) -> Stop | None:
         """Say whether what is on the thread now has used up its CPU or its heap."""
         isolate = self._isolate
         mark = isolate.mark()
@@ -162,14 +152,19 @@ class Guest:
         self._on_broken(self, kind)
 
 
-def build(sources: dict[str, str], main: str) -> Program:
-    """Compile an author's files.
+new_guest = Guest
+
+
+def build(header: bytes, body: bytes) -> bytes:
+    """Compile an author's files and return the program, JSON.
 
     Raises:
         LoadFailed: a file does not compile; names file, line and column.
     """
+    main = msgspec.json.decode(header, type=BuildHeader).main
+    sources = msgspec.json.decode(body, type=dict[str, str])
     try:
-        return compile_program(sources, main)
+        return msgspec.json.encode(compile_program(sources, main))
     except CompileError as error:
         raise LoadFailed(
             GuestError(

@@ -28,17 +28,24 @@ class Prepared:
     """What the zygote has ready for its cells; good for any number of forks."""
 
     seccomp: CompiledFilter | Layer  # a Layer says why there is no filter
+    seccomp_memory_files: CompiledFilter | Layer  # the same, for cells that make memory files
 
 
 def prepare() -> Prepared:
     """Do the slow part once, in the zygote, which starts a subprocess for it (10 ms)."""
     if sys.platform != "linux":
-        return Prepared(seccomp=_not_linux(seccomp_unsafe.NAME))
+        none = _not_linux(seccomp_unsafe.NAME)
+        return Prepared(seccomp=none, seccomp_memory_files=none)
     process_unsafe.probe()  # warms the C library's handle, which every cell then shares
-    return Prepared(seccomp=seccomp_unsafe.compile_filter())
+    return Prepared(
+        seccomp=seccomp_unsafe.compile_filter(),
+        seccomp_memory_files=seccomp_unsafe.compile_filter(memory_files=True),
+    )
 
 
-def lock_down(prepared: Prepared, socket_fd: int, *, parent_pid: int) -> tuple[Layer, ...]:
+def lock_down(
+    prepared: Prepared, socket_fd: int, *, parent_pid: int, memory_files: bool = False
+) -> tuple[Layer, ...]:
     """Apply every layer to this process, for good. Takes 2 to 3 ms.
 
     Call it in the forked child, after V8 is initialised and before its first isolate: threads
@@ -49,6 +56,8 @@ def lock_down(prepared: Prepared, socket_fd: int, *, parent_pid: int) -> tuple[L
         prepared: from the zygote.
         socket_fd: the only descriptor, above 2, that stays open.
         parent_pid: the zygote's; if it is gone by now, this process ends here with SIGKILL.
+        memory_files: Wasmtime's: it keeps a module's first memory in a sealed memfd, which every
+            instance maps copy-on-write. They have no name, and reach no file system.
 
     Returns:
         One `Layer` for each of `LAYER_NAMES`, in that order.
@@ -56,10 +65,10 @@ def lock_down(prepared: Prepared, socket_fd: int, *, parent_pid: int) -> tuple[L
     assert socket_fd > 2, socket_fd  # noqa: PLR2004 - the standard streams become /dev/null
     if sys.platform != "linux":
         return tuple(_not_linux(name) for name in LAYER_NAMES)
-    compiled = prepared.seccomp
+    compiled = prepared.seccomp_memory_files if memory_files else prepared.seccomp
     return (
         process_unsafe.cut_loose(keep=(socket_fd,), parent_pid=parent_pid),
-        rlimits.cap_resources(),
+        rlimits.cap_resources(memory_files=memory_files),
         process_unsafe.give_up_privileges(),
         landlock_unsafe.deny_all(),
         compiled if isinstance(compiled, Layer) else seccomp_unsafe.load_filter(compiled),

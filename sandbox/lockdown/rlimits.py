@@ -34,12 +34,18 @@ LIMITS: Final[dict[str, int]] = {
     "RLIMIT_FSIZE": 0,
     "RLIMIT_MEMLOCK": 0,
 }
+# Cells of WebAssembly: one memfd for each loaded module, of its first memory.
+MEMORY_FILE_LIMITS: Final[dict[str, int]] = LIMITS | {
+    "RLIMIT_NOFILE": DESCRIPTORS_MAX + 256,
+    "RLIMIT_FSIZE": 64 * 1024 * 1024,  # Landlock leaves no other file to write to
+}
 
 
-def cap_resources() -> Layer:
+def cap_resources(*, memory_files: bool = False) -> Layer:
     """Lower each limit for good; the hard one is never raised, so it needs no privilege."""
     failed = []
-    for name, wanted in LIMITS.items():
+    limits = MEMORY_FILE_LIMITS if memory_files else LIMITS
+    for name, wanted in limits.items():
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
         value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -50,7 +56,7 @@ def cap_resources() -> Layer:
     _let_the_engine_go_first()
     if failed:
         return missing(NAME, "; ".join(failed), "allow setrlimit in the container's profile")
-    return standing(NAME, ", ".join(f"{name[7:]} {most}" for name, most in LIMITS.items()))
+    return standing(NAME, ", ".join(f"{name[7:]} {most}" for name, most in limits.items()))
 
 
 def probe() -> Layer:

@@ -1,4 +1,4 @@
-"""Leaves the cell only the system calls that Python and V8 make once both have started.
+"""Leaves the cell only the system calls that Python and its runtime make once they have started.
 
 Path:   sandbox.lockdown.prepare -> `compile_filter` (zygote); lock_down -> `load_filter` (cell)
 Never:  decides by path or content (a filter sees numbers only): that is Landlock's part.
@@ -122,6 +122,8 @@ FUTEX_PRIVATE_OR_REALTIME = 0x180
 MSG_FLAGS = 0x40 | 0x4000 | 0x100
 
 F_GETFD, F_SETFD, F_GETFL = 1, 2, 3
+F_ADD_SEALS = 1033
+MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
 FIONBIO = 0x5421  # how Python makes a socket (non-)blocking
 MADV_HWPOISON = 100  # the first advice that can harm the machine; root may give it
 SYSTEM_CLOCKS = 0xF  # clock ids 0 to 15; negative ones are CPU clocks, of any process ...
@@ -135,7 +137,7 @@ class CompiledFilter:
     rules: "pyseccomp.SyscallFilter"
 
 
-def compile_filter() -> CompiledFilter | Layer:
+def compile_filter(*, memory_files: bool = False) -> CompiledFilter | Layer:
     """Build the filter, or say why it cannot be: slow (libseccomp is looked up), so in the zygote.
 
     The seam for W^X (`isolation: hardened`): mmap, mprotect and pkey_mprotect then move from
@@ -157,6 +159,8 @@ def compile_filter() -> CompiledFilter | Layer:
         rules.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
         rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, BINARY_TREE)
         add_policy(rules)
+        if memory_files:
+            _allow_memory_files(rules)
     except OSError as error:
         return _missing(error)
     return CompiledFilter(rules)
@@ -197,6 +201,14 @@ def add_policy(rules: "pyseccomp.SyscallFilter") -> None:
             rules.add_rule(ERRNO(refusal), name)
     for action, name, *arguments in _argument_rules():
         rules.add_rule(action, name, *arguments)
+
+
+def _allow_memory_files(rules: "pyseccomp.SyscallFilter") -> None:
+    """Let Wasmtime make the sealed files without a name that instances map copy-on-write."""
+    from pyseccomp import ALLOW, EQ, Arg
+
+    rules.add_rule(ALLOW, "memfd_create", Arg(1, EQ, MFD_CLOEXEC | MFD_ALLOW_SEALING))
+    rules.add_rule(ALLOW, "fcntl", Arg(1, EQ, F_ADD_SEALS))
 
 
 def _argument_rules() -> "list[tuple[int, str, *tuple[pyseccomp.Arg, ...]]]":
@@ -242,7 +254,7 @@ def _is_known(name: str) -> bool:
 
 
 def _standing() -> Layer:
-    return standing(NAME, "kills on any call that Python and V8 do not need once started")
+    return standing(NAME, "kills on any call that Python and the runtime do not need once started")
 
 
 def _missing(error: OSError) -> Layer:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from engine.builder import Builder
-from runtimes.contract import GuestError, ToCell
+from engine.programs import Recipe
+from runtimes.contract import GuestError, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox
 
 SOURCE = """
@@ -59,17 +60,26 @@ async def sandbox() -> AsyncIterator[Sandbox]:
     await running.close()
 
 
-async def run_once(sandbox: Sandbox, program: str, seed: str) -> list[bytes]:
+async def built_source(sandbox: Sandbox) -> bytes:
+    """Return SOURCE compiled."""
+    recipe = Recipe(
+        runtime=Runtime.JAVASCRIPT, project_id="prj_recorded", name="recorded", main="main.js",
+        body=json.dumps({"main.js": SOURCE}).encode(), memory_mb=64,
+    )  # fmt: skip
+    return (await Builder(sandbox, lambda: CLOCKS[0], cell_memory_mb=256).build(recipe)).program
+
+
+async def run_once(sandbox: Sandbox, program: bytes, seed: str) -> list[bytes]:
     """Run SOURCE in a fresh cell with recorded answers; return every output, byte for byte."""
     cell = await sandbox.acquire()
     listener = Listener(cell)
     bindings = {"variables": {}, "secrets": {}, "connections": {}}
-    load = {"program": msgspec.Raw(program.encode()), "bindings": bindings, "memory_mb": 64}
+    header = {"bindings": bindings, "memory_mb": 64, "now_ms": CLOCKS[0]}
     context = ["exe_recorded", 1, 1, 0, "exe_recorded", 0]
     value = [{"key": "k", "value": 7, "datetime": "2010-10-29T00:00:00.000Z"}]
     outputs = []
 
-    cell.send(ToCell.LOAD, 1, msgspec.json.encode(load | {"now_ms": CLOCKS[0]}))
+    cell.send(ToCell.LOAD, 1, packed(msgspec.json.encode(header), program))
     await listener.heard.get()
     for message in (
         [0, 1, "job", CLOCKS[0], seed, *LIMITS, context, {"n": 1}],
@@ -84,10 +94,10 @@ async def run_once(sandbox: Sandbox, program: str, seed: str) -> list[bytes]:
 
 async def test_the_same_run_twice_is_the_same_run(sandbox: Sandbox) -> None:
     """Two processes, one record: every log line, host call and result is equal to the byte."""
-    built = await Builder(sandbox, lambda: CLOCKS[0]).build({"main.js": SOURCE}, "main.js", 64)
+    program = await built_source(sandbox)
 
-    first = await run_once(sandbox, built.program, "00112233445566ff")
-    second = await run_once(sandbox, built.program, "00112233445566ff")
+    first = await run_once(sandbox, program, "00112233445566ff")
+    second = await run_once(sandbox, program, "00112233445566ff")
 
     assert first == second
     done: Any = json.loads(first[-1])[-1]
@@ -98,9 +108,9 @@ async def test_the_same_run_twice_is_the_same_run(sandbox: Sandbox) -> None:
 
 async def test_another_seed_is_another_run(sandbox: Sandbox) -> None:
     """Chance is the seed's, and nothing else's."""
-    built = await Builder(sandbox, lambda: CLOCKS[0]).build({"main.js": SOURCE}, "main.js", 64)
+    program = await built_source(sandbox)
 
-    first = await run_once(sandbox, built.program, "00112233445566ff")
-    second = await run_once(sandbox, built.program, "0011223344556600")
+    first = await run_once(sandbox, program, "00112233445566ff")
+    second = await run_once(sandbox, program, "0011223344556600")
 
     assert first != second

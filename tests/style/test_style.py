@@ -79,9 +79,12 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "engine/outbox.py": "the loop of sends: a bug in one connector stops no other",
     "engine/store/journal.py": "a change's own exception goes to its caller, alone",
     "engine/wiring.py": "whatever the database raises, the operator reads it in /readyz",
+    "runtimes/webassembly/guest.py": "the loop of a guest's thread: the cell ends, and says so",
+    "runtimes/webassembly/wasmtime_unsafe.py": "nothing may fly through Wasmtime's frames",
     "sandbox/child.py": "the loop of the cell: the engine logs it and replaces the cell",
 }
 READS_ENVIRONMENT: Final[Mapping[str, str]] = {
+    "runtimes/webassembly/wasmtime_unsafe.py": "tells Wasmtime, which has no other way to be told",
     "sandbox/lockdown/process_unsafe.py": "empties it, before a guest runs",
 }
 NAMES_ADAPTERS: Final[Mapping[str, str]] = {

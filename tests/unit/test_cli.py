@@ -2,6 +2,9 @@
 
 import json
 import re
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +14,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from engine.cli import app as command_line
-from engine.cli import logs
+from engine.cli import logs, screen
 from engine.cli.doctor import Check
 from engine.cli.screen import plain
 from engine.cli.serve import settings_from
@@ -332,6 +336,160 @@ def test_a_compile_error_is_shown_in_the_authors_source(
     assert said == "error: hello.js:2:28: SyntaxError: Unexpected token ';'"
     assert shown.split("|")[1].strip() == line.strip()
     assert caret.index("^") == shown.index(";")
+
+
+def module(folder: Path, name: str = "alarm.wasm", data: bytes = b"\0asm\x01\0\0\0") -> Path:
+    file = folder / name
+    file.write_bytes(data)
+    return file
+
+
+def test_deploy_of_a_module_sends_its_bytes_and_options(api: Api, tmp_path: Path) -> None:
+    """The ending decides; every option is sent as it was given, nothing else."""
+    made = {"name": "alarm", "version": 1, "handlers": ["job", "fetch"], "deployed": True}
+    api.answer("GET /v1/functions/alarm", 404, NOT_FOUND)
+    api.answer("POST /v1/functions", 201, made)
+
+    ran = cloudcode(
+        "deploy", str(module(tmp_path)), "--handler", "job", "--handler", "fetch", "--arg", "-c",
+        "--arg", "--help", "--arg", "", "--io", "text", "--export", "handle=a=b", "--reuse",
+        "--fuel", "1000", "--memory-mb", "32", url=api.url,
+    )  # fmt: skip
+
+    assert ran.out.splitlines() == ["alarm version 1 is live", "handlers: job, fetch"]
+    assert api.bodies("POST /v1/functions") == [
+        {
+            "name": "alarm",
+            "wasm": "AGFzbQEAAAA=",
+            "handlers": ["job", "fetch"],
+            "args": ["-c", "--help", ""],
+            "io": "text",
+            "exports": {"handle": "a=b"},
+            "reuse": True,
+            "limits": {"memory_mb": 32, "fuel": 1000},
+        }
+    ]
+
+
+def test_deploy_of_a_module_again_sends_only_what_was_given(api: Api, tmp_path: Path) -> None:
+    """The options of the latest version then stay; `--no-reuse` is something given."""
+    api.answer("GET /v1/functions/alarm", 200, {"live": [{"version": 1, "percent": 100}]})
+    made = {"version": 2, "handlers": ["job"], "deployed": True}
+    api.answer("POST /v1/functions/alarm/versions", 201, made)
+
+    cloudcode("deploy", str(module(tmp_path)), url=api.url)
+    cloudcode("deploy", str(module(tmp_path, "alarm.WASM")), "--no-reuse", url=api.url)
+
+    assert api.bodies("POST /v1/functions/alarm/versions") == [
+        {"wasm": "AGFzbQEAAAA="},
+        {"wasm": "AGFzbQEAAAA=", "reuse": False},
+    ]
+
+
+def test_a_module_that_is_refused_is_explained(api: Api, tmp_path: Path) -> None:
+    """No place in a source, but what is wrong with the module."""
+    detail = "ImportError: the module imports what is not here: env.now (nothing -> i64)"
+    problem = {
+        "status": 422, "code": "compile_error", "detail": detail, "file": "", "line": 0,
+        "column": 0, "errors": [{"pointer": "/wasm", "message": detail}],
+    }  # fmt: skip
+    api.answer("GET /v1/functions/alarm", 404, NOT_FOUND)
+    api.answer("POST /v1/functions", 422, problem)
+
+    ran = cloudcode("deploy", str(module(tmp_path)), url=api.url)
+
+    assert ran.code == 1
+    assert ran.err.splitlines() == [f"error: {detail} (422 compile_error)", "  at /wasm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "arguments", "said"),
+    [
+        ("alarm.wat", 8, [], "wat2wasm"),
+        ("alarm.wasm", 8, ["--main", "a.js"], "--main"),
+        ("alarm.wasm", 8, ["--export", "redact"], "--export 'redact' is not K=V"),
+        ("alarm.wasm", 10 * 1024 * 1024 + 1, [], "10485761 bytes; a module may have 10485760"),
+        ("alarm.js", 8, ["--arg", "-c"], "--arg is for .wasm modules"),
+        ("alarm.js", 8, ["--handler", "job"], "--handler is for .wasm"),
+        ("alarm.js", 8, ["--export", "a=b"], "--export is for .wasm"),
+        ("alarm.js", 8, ["--io", "text"], "--io is for .wasm"),
+        ("alarm.js", 8, ["--no-reuse"], "--reuse is for .wasm"),
+        ("alarm.js", 8, ["--fuel", "9"], "--fuel is for .wasm"),
+    ],
+)
+def test_a_slip_with_a_module_is_told_before_a_request(
+    tmp_path: Path, name: str, size: int, arguments: list[str], said: str
+) -> None:
+    """By the option's own name."""
+    file = module(tmp_path, name, b" " * size)
+
+    ran = cloudcode("deploy", str(file), *arguments, url="http://127.0.0.1:9")
+
+    assert ran.code == 1
+    assert said in ran.err
+    assert "cannot reach" not in ran.err
+
+
+def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Like every other file."""
+    ran = cloudcode("deploy", str(tmp_path / "none.wasm"), url="http://127.0.0.1:9")
+
+    assert ran.code == 1
+    assert "none.wasm: No such file" in ran.err
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_a_long_compilation_is_announced_at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    """Once, on stderr, and only if it takes long; a script's output stays clean."""
+    monkeypatch.setattr(screen, "PROGRESS_S", 0.01)
+    shown = screen.Screen(as_json=False)
+    shown._err = Console(file=sys.stderr, force_terminal=terminal)
+    threads = threading.active_count()
+
+    with shown.progress("compiling alarm.wasm ..."):
+        deadline = time.monotonic() + 5
+        while threading.active_count() > threads and time.monotonic() < deadline:
+            time.sleep(0.005)
+    with shown.progress("not so long"):
+        pass
+
+    captured = capsys.readouterr()
+    assert captured.err.count("compiling alarm.wasm ...") == int(terminal)
+    assert "not so long" not in captured.err
+    assert captured.out == ""
+
+
+def test_the_list_of_functions_shows_runtime_and_kind(api: Api) -> None:
+    """`wasm command`, `wasm core`, `javascript`; JSON has it as it comes."""
+    facts = {"kind": "core", "bytes": 8, "sha256": "00"}
+    items = [
+        {"name": "one", "live": [], "runtime": "wasm", "wasm": facts},
+        {"name": "two", "live": [], "runtime": "javascript", "wasm": None},
+        {"name": "of an older engine", "live": [], "runtime": "javascript"},
+    ]
+    api.answer("GET /v1/functions", 200, {"items": items, "next_cursor": None})
+
+    people = cloudcode("functions", "list", url=api.url)
+    script = cloudcode("functions", "list", "--json", url=api.url)
+
+    assert "wasm core" in people.out
+    assert people.out.count("javascript") == 2
+    assert json.loads(script.out)["items"] == items
+
+
+def test_a_run_out_of_fuel_is_given_the_right_option(api: Api) -> None:
+    """`--cpu-ms` would not help."""
+    problem = {
+        "status": 502, "code": "cpu_exceeded", "detail": "used up",
+        "limit": {"name": "fuel", "value": 9, "used": 9},
+    }  # fmt: skip
+    api.answer("POST /v1/functions/hello/invoke", 502, problem)
+
+    ran = cloudcode("invoke", "hello", url=api.url)
+
+    assert "cloudcode deploy --fuel" in ran.err
 
 
 def test_deploy_needs_a_product_for_a_value_key(tmp_path: Path) -> None:

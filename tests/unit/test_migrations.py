@@ -9,11 +9,21 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Table, create_engine, insert, inspect, select
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, MetaData, Table, create_engine, insert, inspect, select
 
 from engine.store import database as database_module
 from engine.store.database import Database
-from engine.store.tables import metadata
+from engine.store.tables import (
+    artifacts,
+    deployments,
+    functions,
+    metadata,
+    projects,
+    versions,
+    wasm_modules,
+)
 
 ALEMBICS_OWN = "alembic_version"
 FOLDER = Path(database_module.__file__).parent / "migrations"
@@ -33,6 +43,14 @@ def downgrade(database: Database, revision: str) -> None:
     with database.engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
+
+
+def upgrade(database: Database, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 def a_row(table: Table) -> dict[str, Any]:
@@ -130,6 +148,81 @@ def test_downgrading_removes_full_tables_in_an_order_that_foreign_keys_allow(
 
     assert after_downgrade == {ALEMBICS_OWN}
     assert table_names(database) == {ALEMBICS_OWN, *metadata.tables}
+
+
+def fill_release_0_1(database: Database) -> None:
+    """Put a row into every table of the first schema, whatever the code expects today."""
+    with database.engine.begin() as connection:
+        reflected = MetaData()
+        reflected.reflect(connection)
+        for table in reflected.sorted_tables:
+            if table.name != ALEMBICS_OWN:
+                connection.execute(insert(table).values(a_row(table)))
+
+
+def test_a_database_of_release_0_1_keeps_its_rows(database: Database) -> None:
+    """Its versions get empty options; nothing that refers to them is lost."""
+    upgrade(database, "0001")
+    fill_release_0_1(database)
+
+    database.migrate()
+
+    with database.engine.connect() as connection:
+        found = stored(connection)
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    assert found["versions"] == [a_row(versions) | {"options": "{}"}]
+    assert found["wasm_modules"] == found["artifacts"] == []
+    new = {"versions", "wasm_modules", "artifacts"}
+    for table in metadata.sorted_tables:
+        if table.name not in new:
+            assert found[table.name] == [a_row(table)], table.name
+
+
+def test_going_back_to_release_0_1_keeps_javascript(database: Database) -> None:
+    """Functions of WebAssembly go, for they could not run there; the others stay whole."""
+    database.migrate()
+    with database.engine.begin() as connection:
+        connection.execute(insert(projects).values(a_row(projects)))
+        for runtime in ("javascript", "wasm"):
+            name = {"id": runtime, "name": runtime, "runtime": runtime}
+            connection.execute(insert(functions).values(a_row(functions) | name))
+            row = a_row(versions) | {"id": runtime, "function_id": runtime}
+            connection.execute(insert(versions).values(row))
+            row = a_row(deployments) | {"id": runtime, "function_id": runtime}
+            connection.execute(insert(deployments).values(row))
+        connection.execute(
+            insert(wasm_modules).values(a_row(wasm_modules) | {"version_id": "wasm"})
+        )
+        connection.execute(insert(artifacts).values(a_row(artifacts) | {"version_id": "wasm"}))
+
+    downgrade(database, "0001")
+
+    with database.engine.connect() as connection:
+        for table in (functions, versions, deployments):
+            assert list(connection.execute(select(table.c.id)).scalars()) == ["javascript"]
+        assert "options" not in {row["name"] for row in inspect(connection).get_columns("versions")}
+
+
+@pytest.mark.parametrize("step", [("0001", "0002"), ("0002", "0001")], ids=str)
+def test_postgresql_is_migrated_too(step: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    """Alembic writes its statements; none is one that only SQLite has."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    script = ScriptDirectory.from_config(config)
+    start, end = step
+    go = script._upgrade_revs if start == "0001" else script._downgrade_revs
+    context = MigrationContext.configure(
+        dialect_name="postgresql",
+        opts={"as_sql": True, "fn": lambda rev, _: go(end, rev), "starting_rev": start},
+    )
+
+    with Operations.context(context):
+        context.run_migrations()
+
+    written = capsys.readouterr().out
+    assert ("ADD COLUMN options TEXT DEFAULT '{}' NOT NULL" in written) == (start == "0001")
+    assert ("sealed BYTEA NOT NULL" in written) == (start == "0001")
+    assert ("DROP COLUMN options" in written) == (end == "0001")
 
 
 def test_a_migration_that_fails_leaves_nothing_half_done(

@@ -1,0 +1,249 @@
+"""Has the program of a version at hand: a JavaScript one always, a compiled module when needed.
+
+Path:   dispatch -> here -> memory, else store.artifacts (sealed), else Builder (a cell) -> a cell
+Never:  runs or loads a module in this process; hands out one that the vault does not vouch for.
+
+A compiled module fits one Wasmtime, one kind of CPU and one configuration: its fingerprint.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from engine.catalogue import Version
+from engine.clock import Clock
+from engine.errors import CompileFailed, EngineError
+from engine.quotas import memory_mb_for
+from engine.store.artifacts import find_artifact, find_wasm, put_artifact
+from engine.store.database import Database
+from engine.store.journal import Journal, StoreFailed
+from engine.vault import SealBroken, Vault, artifact_context
+from runtimes.contract import Runtime
+
+CACHE_BYTES_MAX: Final = 128 * 1024 * 1024  # a large module takes some 30 MB when compiled
+FAILED_KEPT_MS: Final = 15_000  # a module that cannot be compiled is not tried at every run
+_log = structlog.get_logger()
+
+
+class NotBuilt(EngineError):
+    """Ours or the author's: a version that was uploaded once cannot be compiled here and now."""
+
+    code = "compile_error"
+
+    def __init__(self, version: Version, reason: str) -> None:
+        super().__init__(
+            f"{version.function} version {version.number} could not be compiled anew for this "
+            f"node: {reason}. If it stays so, upload the module again, or roll back"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a cell needs to make a program."""
+
+    runtime: Runtime
+    project_id: str
+    name: str  # the function's: a command sees it as argv[0]
+    body: bytes = field(repr=False)  # javascript: JSON {name: source}; wasm: the binary
+    main: str = ""  # javascript: the file to start with
+    options: dict[str, Any] = field(default_factory=dict)  # wasm: of engine.bundles.WasmOptions
+    memory_mb: int
+    fuel: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What a cell made of it."""
+
+    program: bytes = field(repr=False)  # what a cell of the same runtime loads
+    handlers: tuple[str, ...]
+    kind: str = ""  # wasm: command | core
+
+
+class Builder(Protocol):
+    """Port: turns what an author uploaded into a program, in a cell. Adapter: `engine.builder`."""
+
+    async def build(self, recipe: Recipe) -> Built:
+        """Compile it and load it once; within a deadline of its own.
+
+        Raises:
+            CompileFailed: it does not compile, load, or fit; `extra` has file, line and column.
+            Overloaded: no cell can be had now.
+        """
+        ...
+
+
+class Programs:
+    """All programs of this node. `at_hand` never waits; of one version one build runs at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        vault: Vault,
+        builder: Builder,
+        fingerprint: Callable[[], str],
+        clock: Clock,
+        *,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._vault = vault
+        self._builder = builder
+        self._fingerprint = fingerprint
+        self._clock = clock
+        self._cache = _Cache(cache_bytes_max)
+        self._under_way: dict[tuple[str, str], asyncio.Task[bytes]] = {}  # (what, version id)
+        self._failed: dict[str, tuple[int, str]] = {}  # version id -> until ms, why
+
+    def at_hand(self, version: Version) -> bytes | None:
+        """Return the version's program if that needs no waiting; JavaScript's never does."""
+        if version.runtime is Runtime.JAVASCRIPT:
+            return version.program.encode()
+        return self._cache.get((version.id, self._fingerprint()))
+
+    async def program(self, version: Version) -> bytes:
+        """Return the version's program: from memory, from the store, or compiled anew.
+
+        Raises:
+            NotBuilt: it does not compile any more, or its function was deleted.
+            Overloaded: no cell can be had now.
+        """
+        return self.at_hand(version) or await self._once("fetch", version, self._fetch)
+
+    async def rebuild(self, version: Version) -> bytes:
+        """Compile the version anew, whatever is stored: a cell refused what `program` returned.
+
+        Raises:
+            NotBuilt: as for `program`.
+            Overloaded: as for `program`.
+        """
+        _log.warning("artifact_refused", function=version.function, version=version.number)
+        self._cache.drop((version.id, self._fingerprint()))
+        return await self._once("rebuild", version, self._build)
+
+    def insert(
+        self, connection: Connection, project_id: str, version_id: str, program: bytes
+    ) -> None:
+        """Store a compiled module, sealed. In the writer's transaction."""
+        fingerprint = self._fingerprint()
+        context = artifact_context(project_id, version_id, fingerprint)
+        put_artifact(
+            connection,
+            version_id=version_id,
+            fingerprint=fingerprint,
+            sealed=self._vault.seal(program, context=context),
+            now_ms=self._clock(),
+        )
+
+    def keep(self, version_id: str, program: bytes) -> None:
+        """Have a module at hand that was compiled and stored just now."""
+        self._cache.put((version_id, self._fingerprint()), program)
+
+    async def close(self) -> None:
+        """Stop what is under way; whoever waits for it is told by the cancellation."""
+        tasks = tuple(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _once(
+        self, what: str, version: Version, get: Callable[[Version], Coroutine[Any, Any, bytes]]
+    ) -> bytes:
+        key = (what, version.id)
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.get_running_loop().create_task(get(version))
+
+            def ended(task: asyncio.Task[bytes]) -> None:
+                del self._under_way[key]
+                task.cancelled() or task.exception()  # seen, even if nobody waits any more
+
+            task.add_done_callback(ended)
+        return await asyncio.shield(task)  # others wait for it, too
+
+    async def _fetch(self, version: Version) -> bytes:
+        fingerprint = self._fingerprint()
+        sealed = await self._database.read(find_artifact, version.id, fingerprint)
+        if sealed is None:
+            return await self._build(version)
+        context = artifact_context(version.project_id, version.id, fingerprint)
+        try:
+            program = await asyncio.to_thread(self._vault.open, sealed, context=context)
+        except SealBroken:
+            # Not fatal, as it is for a secret: what was uploaded is still there.
+            _log.warning("artifact_altered", function=version.function, version=version.number)
+            return await self._build(version)
+        self._cache.put((version.id, fingerprint), program)
+        return program
+
+    async def _build(self, version: Version) -> bytes:
+        until_ms, reason = self._failed.get(version.id, (0, ""))
+        if self._clock() < until_ms:
+            raise NotBuilt(version, reason)
+        wasm = await self._database.read(find_wasm, version.id)
+        if wasm is None:
+            raise NotBuilt(version, "its function was deleted")
+        try:
+            built = await self._builder.build(recipe_of(version, wasm))
+        except CompileFailed as error:
+            self._fail(version, str(error))
+            raise NotBuilt(version, str(error)) from error
+        _log.info("compiled_anew", function=version.function, version=version.number)
+        self.keep(version.id, built.program)
+        with suppress(StoreFailed):  # the journal has logged it; the next start compiles once more
+            await self._journal.run(self.insert, version.project_id, version.id, built.program)
+        return built.program
+
+    def _fail(self, version: Version, reason: str) -> None:
+        now_ms = self._clock()
+        self._failed = {
+            known: failed for known, failed in self._failed.items() if failed[0] > now_ms
+        }
+        self._failed[version.id] = (now_ms + FAILED_KEPT_MS, reason)
+
+
+def recipe_of(version: Version, wasm: bytes) -> Recipe:
+    """Return how a live version of a module is made."""
+    return Recipe(
+        runtime=Runtime.WASM,
+        project_id=version.project_id,
+        name=version.function,
+        body=wasm,
+        options=version.options,
+        memory_mb=memory_mb_for(version.handlers, version.overrides),
+        fuel=version.overrides.get("fuel", 0),
+    )
+
+
+class _Cache:
+    """Programs in memory, up to so many bytes; the least recently used goes first."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._programs: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+
+    def get(self, key: tuple[str, str]) -> bytes | None:
+        program = self._programs.get(key)
+        if program is not None:
+            self._programs.move_to_end(key)
+        return program
+
+    def put(self, key: tuple[str, str], program: bytes) -> None:
+        self.drop(key)
+        self._programs[key] = program
+        self._bytes += len(program)
+        while self._bytes > self._bytes_max:
+            _, oldest = self._programs.popitem(last=False)
+            self._bytes -= len(oldest)
+
+    def drop(self, key: tuple[str, str]) -> None:
+        self._bytes -= len(self._programs.pop(key, b""))

@@ -1,0 +1,1 @@
+"""Guests in Wasmtime: WASI commands and core modules."""

@@ -1,0 +1,340 @@
+"""One WebAssembly version in a cell: takes batches, runs them on its threads, stops them in time.
+
+Path:   sandbox.child -> here -> program; outputs leave from whichever thread ends a batch
+Never:  runs two guests at once: whoever works on a batch holds it, and hands it on.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from runtimes.contract import (
+    CALL,
+    DONE,
+    USAGE,
+    DoneStatus,
+    LimitHit,
+    LoadFailed,
+    Outcome,
+    Stop,
+)
+from runtimes.webassembly import wasmtime_unsafe
+from runtimes.webassembly.endings import (
+    GUEST_ERRORS,
+    Stopped,
+    ending_of,
+    load_failed,
+    memory_bytes,
+)
+from runtimes.webassembly.program import BuildHeader, LoadHeader, Program, compile_module
+from runtimes.webassembly.run import GuestRun, Start
+from runtimes.webassembly.threads import Threads, Worker
+
+__all__ = ["build", "initialise", "new_guest"]
+
+LOAD_CPU_MS: Final = 2_000  # the start of a module, when it is tried out
+GRACE_MS: Final = 250  # from the soft stop of a run to the end of its cell
+WAIT_MS: Final = 5  # how often a waiting main thread looks at the watchdog
+_THREADS: Final = Threads()  # of this process, whose guests share them
+_encode: Final = msgspec.json.encode
+
+initialise = wasmtime_unsafe.initialise
+
+
+class Answer(msgspec.Struct, array_like=True, tag=1):
+    """What the engine answers to a host call: see `runtimes.contract.ANSWER`."""
+
+    run: int
+    call: int
+    now_ms: int
+    ok: bool
+    value: msgspec.Raw
+
+
+class Abort(msgspec.Struct, array_like=True, tag=2):
+    run: int
+
+
+_BATCH: Final = msgspec.json.Decoder(list[Start | Answer | Abort])
+
+
+class Aborted(Exception):
+    """The engine has ended the run: nobody wants to hear of it."""
+
+
+def build(header: bytes, body: bytes) -> bytes:
+    """Compile a module.
+
+    Raises:
+        LoadFailed: names what is wrong with it.
+    """
+    return compile_module(msgspec.json.decode(header, type=BuildHeader), body)
+
+
+class _Turn:
+    """One run on its thread, and what it waits for."""
+
+    __slots__ = ("answer", "asked_count", "clock", "cpu_before_ns", "deadline_ns", "run", "stop",
+                 "stopped_ns", "wake")  # fmt: skip
+
+    def __init__(self, run: GuestRun, clock: int, wall_ms: int) -> None:
+        self.run = run
+        self.clock = clock  # of the thread's CPU
+        self.cpu_before_ns = time.clock_gettime_ns(clock)
+        self.deadline_ns = time.monotonic_ns() + wall_ms * 1_000_000
+        self.asked_count = 0
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.answer: Answer | None = None  # None when it is woken: aborted
+        self.stop: Stopped | None = None
+        self.stopped_ns = 0
+
+    def cpu_ns(self) -> int:
+        return time.clock_gettime_ns(self.clock) - self.cpu_before_ns
+
+
+class Guest:
+    """One module and the runs in it: `sandbox.child.Guest`.
+
+    A guest waits for a host call on its own stack, so each run that waits has a thread. There is
+    one batch at a time, and one thread at a time works on it. When its run asks the engine
+    something, it hands the rest of the batch to another thread and waits; the answer comes with a
+    later batch, and with it the right to work on that one. So nothing here but `_turn` is ever
+    touched by two threads at once, the main thread's `post` included: it comes between batches.
+    """
+
+    def __init__(
+        self,
+        on_output: Callable[["Guest", int, bytes], None],
+        on_broken: Callable[["Guest", str], None],
+        tick: Callable[[], None],
+    ) -> None:
+        self._on_output = on_output
+        self._on_broken = on_broken
+        self._tick = tick
+        self.busy = False
+        self.loading = False
+        self._program: Program | None = None
+        self._messages: deque[Start | Answer | Abort] = deque()  # what is left of the batch
+        self._out: list[bytes] = []
+        self._waiting: dict[int, _Turn] = {}  # runs that wait for the engine
+        self._closed = False
+        self._watching = threading.Lock()  # the two below, and every rise of the epoch
+        self._turn: _Turn | None = None  # whose code is on a thread now
+
+    def load(self, header: bytes, program: bytes) -> bytes:
+        """Load what `build` made and return JSON {handlers, kind}.
+
+        Raises:
+            LoadFailed: it does not fit this machine, or its start fails when it is tried out.
+        """
+        request = msgspec.json.decode(header, type=LoadHeader)
+        self._program = Program(request, program)
+        if request.trial:
+            self._try_out(self._program, request.now_ms)
+        shape = self._program.shape
+        return _encode({"handlers": request.options.handlers, "kind": shape.kind, "log": []})
+
+    def post(self, batch: bytes) -> None:
+        self._messages.extend(_BATCH.decode(batch))
+        self.busy = True
+        self._hand_on()
+
+    def watch(self) -> Stop | None:
+        """Stop the run that is over its limits; the whole cell if that run does not stop."""
+        with self._watching:
+            turn = self._turn
+            if turn is None:
+                return None
+            now_ns = time.monotonic_ns()
+            if turn.stop is None:
+                turn.stop = self._over(turn, now_ns)
+                if turn.stop is not None:
+                    turn.stopped_ns = now_ns
+                    assert self._program is not None
+                    self._program.engine.raise_epoch()
+                return None
+            if now_ns - turn.stopped_ns < GRACE_MS * 1_000_000:
+                return None
+            outcome, limit = turn.stop.outcome, turn.stop.limit
+            return Stop(run=turn.run.start.run, outcome=outcome, limit=limit, log=[])
+
+    def memory_stop(self) -> Stop:
+        return Stop(run=0, outcome=Outcome.MEMORY_EXCEEDED, limit=None, log=[])
+
+    def crash_stop(self) -> Stop:
+        turn = self._turn
+        run = 0 if turn is None else turn.run.start.run
+        return Stop(run=run, outcome=Outcome.CRASHED, limit=None, log=[])
+
+    def close(self) -> None:
+        """Forget everything; runs that wait are given up."""
+        self._closed = True
+        for turn in tuple(self._waiting.values()):
+            turn.wake.release()
+        if self._program is not None:
+            self._program.close()
+
+    def _over(self, turn: _Turn, now_ns: int) -> Stopped | None:
+        used_ms = turn.cpu_ns() // 1_000_000
+        cpu_ms = turn.run.start.cpu_ms
+        if used_ms > cpu_ms:
+            hit = LimitHit(name="cpu_ms", value=cpu_ms, used=used_ms)
+            return Stopped(outcome=Outcome.CPU_EXCEEDED, limit=hit)
+        over_ms = (now_ns - turn.deadline_ns) // 1_000_000
+        if over_ms > 0:
+            wall_ms = _wall_ms(turn.run.start)
+            hit = LimitHit(name="wall_ms", value=wall_ms, used=wall_ms + over_ms)
+            return Stopped(outcome=Outcome.TIMED_OUT, limit=hit)
+        return None
+
+    # Who works on the batch.
+
+    def _hand_on(self) -> None:
+        """Give what is left of the batch to whoever it is for; send the output if nothing is."""
+        messages = self._messages
+        while messages:
+            message = messages.popleft()
+            if type(message) is Start:
+                _THREADS.start(partial(self._work, message))
+                return
+            turn = self._waiting.pop(message.run, None)
+            if turn is not None:
+                turn.answer = message if type(message) is Answer else None
+                turn.wake.release()
+                return
+        out, self._out = self._out, []
+        self.busy = False
+        self._on_output(self, 0, b"[" + b",".join(out) + b"]")
+
+    def _work(self, start: Start, worker: Worker) -> None:
+        """Serve runs on this thread. It begins with the batch in its hands."""
+        try:
+            self._serve(start, worker.clock)
+            messages = self._messages
+            while messages and type(messages[0]) is Start:
+                self._serve(messages.popleft(), worker.clock)  # type: ignore[arg-type]
+            if self._closed:
+                return
+            worker.rest()  # before the batch leaves: the next may come at once
+            self._hand_on()
+        except Aborted:
+            return  # closed while a run waited
+        except Exception as error:  # noqa: BLE001 - ours: the cell ends, the engine is told
+            self._on_broken(self, repr(error))
+
+    def _serve(self, start: Start, clock: int) -> None:
+        """Run one run to its end; others may have worked on the batch when it returns."""
+        program = self._program
+        assert program is not None
+        run = program.new_run(start, self._ask)
+        turn = _Turn(run, clock, _wall_ms(start))
+        run.turn = turn
+        self._on_thread(turn)
+        status: DoneStatus
+        value: Any
+        try:
+            result = program.run(run)
+            status, value = DoneStatus.OK, msgspec.Raw(result)
+            if len(result) > start.output_bytes:
+                status, value = DoneStatus.OUTPUT, len(result)
+        except Aborted:
+            if self._closed:
+                raise
+            return
+        except GUEST_ERRORS as error:
+            status, value = ending_of(run, program, error)
+        finally:
+            with self._watching:
+                self._turn = None
+            memory, fuel = memory_bytes(run), _fuel_used(run, program)
+            program.release(run)
+        if turn.stop is not None:
+            status, value = DoneStatus.STOPPED, turn.stop
+        self._out.append(_encode([USAGE, start.run, turn.cpu_ns(), memory, fuel]))
+        log = run.log_message(last=True)
+        if log is not None:
+            self._out.append(log)
+        self._out.append(_encode([DONE, start.run, status, value]))
+
+    def _on_thread(self, turn: _Turn) -> None:
+        with self._watching:
+            self._turn = turn
+            if turn.run.instance is not None:
+                turn.run.instance.allow(None)  # the epoch may have risen for another run
+
+    def _ask(self, run: GuestRun, operation: str, arguments: bytes) -> tuple[bool, bytes]:
+        """Ask the engine, and wait on this thread for its answer.
+
+        Raises:
+            Aborted: the engine has ended the run.
+        """
+        turn: _Turn = run.turn
+        start = run.start
+        turn.asked_count += 1
+        log = run.log_message(last=False)
+        if log is not None:
+            self._out.append(log)
+        self._out.append(
+            b"[%d,%d,%d,%b,%b]" % (CALL, start.run, turn.asked_count, _encode(operation), arguments)
+        )
+        with self._watching:
+            self._turn = None
+        self._waiting[start.run] = turn
+        self._hand_on()
+        turn.wake.acquire()
+        answer, turn.answer = turn.answer, None
+        if answer is None:
+            raise Aborted
+        run.now_ms = answer.now_ms
+        self._on_thread(turn)
+        return answer.ok, bytes(answer.value)
+
+    def _try_out(self, program: Program, now_ms: int) -> None:
+        start = Start(
+            run=0, handler="", now_ms=now_ms, seed="0" * 16, cpu_ms=LOAD_CPU_MS,
+            output_bytes=1024, log_lines=16, log_bytes=4096,
+            context=("", 0, 0, now_ms + 2 * LOAD_CPU_MS, "", 0), input=msgspec.Raw(b"null"),
+        )  # fmt: skip
+        run = program.new_run(start, self._ask)
+        failures: list[LoadFailed] = []
+
+        def attempt() -> None:
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+            turn = _Turn(run, clock, _wall_ms(start))
+            self._on_thread(turn)
+            try:
+                program.try_out(run)
+            except GUEST_ERRORS as error:
+                failures.append(load_failed(run, program, error, turn.stop))
+            finally:
+                with self._watching:
+                    self._turn = None
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        self.loading = True
+        thread.start()
+        while thread.is_alive():
+            thread.join(WAIT_MS / 1000)
+            self._tick()
+        self.loading = False
+        if failures:
+            raise failures[0]
+
+
+def _wall_ms(start: Start) -> int:
+    return max(1, start.context[3] - start.now_ms)
+
+
+def _fuel_used(run: GuestRun, program: Program) -> int:
+    if not program.fuel or run.instance is None:
+        return 0
+    return program.fuel - run.instance.fuel_left()
+
+
+new_guest = Guest

@@ -1,0 +1,210 @@
+"""One version's module: compiled once, loaded into a cell, run again and again.
+
+Path:   guest -> `compile_module`, `Program` -> wasmtime_unsafe
+Never:  runs two guests in one instance at a time; keeps an instance that did not end well.
+"""
+
+from typing import Final
+
+import msgspec
+
+from runtimes.contract import MIB, GuestError, LoadFailed
+from runtimes.webassembly.abi import Kind, Shape, shape_of
+from runtimes.webassembly.results import Io, input_of, result_of
+from runtimes.webassembly.run import Ask, Bound, GuestRun, Start
+from runtimes.webassembly.wasi import Exit
+from runtimes.webassembly.wasmtime_unsafe import (
+    U32,
+    Instance,
+    Linked,
+    ModuleRefused,
+    OutOfBounds,
+    WasmEngine,
+)
+
+PROGRAM_BYTES_MAX: Final = 64 * MIB  # of a compiled module: it crosses in one frame
+KEPT_MAX: Final = 4  # instances of a version with `reuse` that wait for their next run
+_ALLOC, _HANDLE = 0, 1  # places among the linked functions of a core module
+_START = 0  # ... and of a command
+MAGIC: Final = b"\0asm"
+_COMPONENT: Final = b"\0asm\x0d\0\x01\0"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How its author wants a module to be run."""
+
+    handlers: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    io: Io = Io.JSON
+    exports: dict[str, str] = {}
+    reuse: bool = False
+
+
+class Bindings(msgspec.Struct, frozen=True, kw_only=True):
+    variables: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+
+
+class LoadHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before the program in a LOAD frame."""
+
+    memory_mb: int
+    now_ms: int
+    handlers_memory_mb: dict[str, int] = {}  # where a handler may have less than `memory_mb`
+    name: str = ""
+    fuel: int = 0
+    options: Options = Options()
+    bindings: Bindings = Bindings()
+    trial: bool = False  # right after it was compiled: make one instance and see
+
+
+class BuildHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before the binary in a BUILD frame."""
+
+    options: Options = Options()
+    fuel: int = 0
+
+
+def compile_module(header: BuildHeader, binary: bytes) -> bytes:
+    """Return the module compiled for this machine.
+
+    Raises:
+        LoadFailed: CompileError, ImportError or ExportError.
+    """
+    if not binary.startswith(MAGIC):
+        raise _refused(f"this is no WebAssembly: it begins with {binary[:4]!r}, not {MAGIC!r}")
+    if binary.startswith(_COMPONENT):
+        raise _refused(
+            "this is a component, and components are not taken yet; build a core module: "
+            "wasm32-wasip1 instead of wasm32-wasip2"
+        )
+    engine = WasmEngine(fuel=header.fuel > 0)
+    try:
+        program = engine.compile(binary)
+    except ModuleRefused as error:
+        raise _refused(str(error)) from None
+    if len(program) > PROGRAM_BYTES_MAX:
+        raise _refused(
+            f"compiled it has {len(program) // MIB} MB; the most is {PROGRAM_BYTES_MAX // MIB} MB: "
+            "make it smaller with wasm-opt -Oz --strip-debug"
+        )
+    shape_of(engine.load(program), header.options.exports)
+    return program
+
+
+class Program:
+    """A loaded module, ready to make instances."""
+
+    def __init__(self, header: LoadHeader, program: bytes) -> None:
+        """Load what `compile_module` returned.
+
+        Raises:
+            LoadFailed: LinkError: it was compiled for another machine or by another Wasmtime.
+        """
+        self.options = header.options
+        self._memory_mb = header.memory_mb
+        self._handlers_memory_mb = header.handlers_memory_mb
+        self.fuel = header.fuel
+        self.engine = WasmEngine(fuel=header.fuel > 0)
+        try:
+            module = self.engine.load(program)
+        except ModuleRefused as error:
+            raise LoadFailed(GuestError(name="LinkError", message=str(error)[:4000])) from None
+        self.shape: Shape = shape_of(module, header.options.exports)
+        shape = self.shape
+        is_core = shape.kind is Kind.CORE
+        functions = (shape.alloc, shape.handle) if is_core else ("_start", shape.alloc)
+        self._linked: Linked = self.engine.link(
+            module, shape.imports, [name for name in functions if name]
+        )
+        self._reuses = header.options.reuse and self.shape.kind is Kind.CORE
+        self._kept: list[Instance] = []
+        self._bound = Bound(
+            name=header.name,
+            arguments=header.options.args,
+            variables=header.bindings.variables,
+            secrets=header.bindings.secrets,
+        )
+
+    def new_run(self, start: Start, ask: Ask) -> GuestRun:
+        stdin = input_of(bytes(start.input), self.options.io, start.handler)
+        return GuestRun(start=start, shape=self.shape, bound=self._bound, ask=ask, stdin=stdin)
+
+    def run(self, run: GuestRun) -> bytes:
+        """Run to the end and return the result as JSON.
+
+        Raises:
+            Whatever ended the guest; see `endings`. The instance stays with the run then.
+        """
+        instance = self._instance(run)
+        if self.shape.kind is Kind.COMMAND:
+            try:
+                instance.call(_START)
+            except Exit as exit_:
+                if exit_.status != 0:
+                    raise
+            data = bytes(run.stdout)
+        else:
+            data = self._handle(instance, run.stdin)
+        result = result_of(
+            data, self.options.io, run.start.handler, strict=self.shape.kind is Kind.CORE
+        )
+        if self._reuses and len(self._kept) < KEPT_MAX:
+            self._kept.append(instance)
+        return result
+
+    def memory_mb(self, run: GuestRun) -> int:
+        """Return the most memory of the run's instance; one that is used again serves them all."""
+        if self._reuses:
+            return self._memory_mb
+        return self._handlers_memory_mb.get(run.start.handler, self._memory_mb)
+
+    def release(self, run: GuestRun) -> None:
+        """Close the run's instance, unless it serves again."""
+        instance = run.instance
+        if instance is not None and not any(kept is instance for kept in self._kept):
+            instance.close()
+
+    def try_out(self, run: GuestRun) -> None:
+        """Make an instance, as every run does: its start has to come to an end."""
+        self._instance(run)
+        self.release(run)
+
+    def close(self) -> None:
+        for instance in self._kept:
+            instance.close()
+        self._kept.clear()
+
+    def _instance(self, run: GuestRun) -> Instance:
+        if self._kept:
+            instance = run.instance = self._kept.pop()
+            instance.imports = run
+            instance.allow(self.fuel or None)
+        else:
+            instance = self._linked.instantiate(
+                run, memory_bytes=self.memory_mb(run) * MIB, fuel=self.fuel
+            )
+            if self.shape.initialize:
+                instance.call_named("_initialize")
+        run.starting = False
+        return instance
+
+    def _handle(self, instance: Instance, text: bytes) -> bytes:
+        at = instance.call(_ALLOC, len(text)) & U32
+        try:
+            instance.write(at, text)
+        except OutOfBounds as error:
+            raise BadPointer(f"what `{self.shape.alloc}` returned is no room: {error}") from None
+        packed = instance.call(_HANDLE, at, len(text))
+        try:
+            return instance.read(packed >> 32, packed & U32)
+        except OutOfBounds as error:
+            raise BadPointer(f"the result of `{self.shape.handle}`: {error}") from None
+
+
+class BadPointer(Exception):
+    """The guest's: it named memory that it does not have."""
+
+
+def _refused(text: str) -> LoadFailed:
+    return LoadFailed(GuestError(name="CompileError", message=text[:4000]))
