@@ -68,6 +68,18 @@ STOP: Final = msgspec.json.Decoder(Stop)
 THROWN: Final = msgspec.json.Decoder(Thrown)
 
 
+def check_raw(text: bytes) -> None:
+    """Look into what `msgspec.Raw` took unseen: it will be stored, and read again by others.
+
+    Raises:
+        ValueError: it is not UTF-8, or not JSON; the guest's runtime would never send it.
+    """
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
 def start_message(number: int, run: Run) -> bytes:
     limits = run.limits
     deadline_ms = run.clock_ms + limits.wall_ms

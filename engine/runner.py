@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
+import msgspec
+
 from engine.catalogue import Version
 from engine.clock import Clock
 from engine.messages import (
@@ -23,6 +25,7 @@ from engine.messages import (
     Usage,
     abort_message,
     answer_message,
+    check_raw,
     start_message,
 )
 from engine.run import Run
@@ -187,10 +190,14 @@ class Runner:
         self._account(batch, cpu_ns, peak_bytes)
         taken_ns = (time.monotonic_ns() - self.used_ns) // max(1, len(batch))
         self._mean_ns = (self._mean_ns + taken_ns) // 2
-        for message in messages:
-            run = self._runs.get(message.run)
-            if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
-                self._take(run, message)
+        try:
+            for message in messages:
+                run = self._runs.get(message.run)
+                if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
+                    self._take(run, message)
+        except (ValueError, msgspec.MsgspecError):
+            self._batch = batch  # no guest can cause that: the cell goes, and these are suspects
+            raise
         if len(set(batch)) == 1:
             self._check_cpu(batch[0])
         if self._batch is None and (self._waiting or self._answers):
@@ -246,6 +253,8 @@ class Runner:
                 self._end_by_wall(run, now_ns)
             elif over_ns > STUCK_MS * 1_000_000:
                 stuck = True
+        if self.loaded and self._batch is None and (self._waiting or self._answers):
+            self._send()  # there is room now for what waited
         self.leave_if_over()
         if stuck and now_ns - self.used_ns > STUCK_MS * 1_000_000:
             self.house.kill()
@@ -393,6 +402,7 @@ class Runner:
             run.awaits_effects = lambda: self._done(run, message)
             return
         value = bytes(message.value)
+        check_raw(value)
         if message.status is DoneStatus.OK and len(value) <= run.limits.output_bytes:
             run.result = value
             self._end(run, Outcome.SUCCEEDED)
@@ -420,6 +430,8 @@ class Runner:
 
     def _call(self, run: Run, message: Call) -> None:
         number, call, clock = message.run, message.call, self.house.dispatcher.clock
+        arguments = bytes(message.arguments)
+        check_raw(arguments)
 
         def answer(ok: bool, value: bytes) -> None:
             if self._runs.get(number) is not run:
@@ -438,9 +450,7 @@ class Runner:
         if held:
             self._batch = ()  # answers that come at once wait until the whole output is read
         try:
-            self.house.dispatcher.broker.handle(
-                run, call, message.operation, bytes(message.arguments), answer
-            )
+            self.house.dispatcher.broker.handle(run, call, message.operation, arguments, answer)
         except LimitReached as reached:
             self._end(run, reached.outcome, limit=reached.limit)
         if held:

@@ -158,6 +158,32 @@ def shape_of(module: Module, names: Mapping[str, str]) -> Shape:
     )
 
 
+def has_lines(binary: bytes) -> bool:
+    """Tell whether a module carries DWARF: one of its custom sections is `.debug_line`."""
+    at = 8  # behind magic and version
+    while at < len(binary):
+        kind, at = binary[at], at + 1
+        size, at = _leb128(binary, at)
+        if kind == 0:
+            length, start = _leb128(binary, at)
+            if binary[start : start + length] == b".debug_line":
+                return True
+        at += size
+    return False
+
+
+def _leb128(binary: bytes, at: int) -> tuple[int, int]:
+    """Return the unsigned number at `at`, and where it ends; the module is known to be valid."""
+    value = shift = 0
+    while True:
+        byte = binary[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:  # noqa: PLR2004 - the last byte has no high bit
+            return value, at
+
+
 def _imports(module: Module) -> dict[tuple[str, str], FuncType]:
     imports: dict[tuple[str, str], FuncType] = {}
     missing: list[str] = []

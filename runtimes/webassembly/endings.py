@@ -4,6 +4,7 @@ Path:   guest -> here -> the DONE message
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import msgspec
 from runtimes.contract import MIB, DoneStatus, GuestError, LimitHit, LoadFailed, Outcome
 from runtimes.webassembly.program import BadPointer, Program
 from runtimes.webassembly.results import BadResult
-from runtimes.webassembly.run import BadImport, GuestRun, OutputTooLarge
+from runtimes.webassembly.run import BadImport, GuestRun, Halted, OutputTooLarge
 from runtimes.webassembly.wasi import Exit
 from runtimes.webassembly.wasmtime_unsafe import (
     STACK_BYTES,
@@ -26,10 +27,23 @@ from runtimes.webassembly.wasmtime_unsafe import (
 # What the guest, and nobody else, can be to blame for.
 GUEST_ERRORS: Final = (
     Trapped, Exit, OutputTooLarge, BadImport, BadPointer, BadResult, OutOfBounds, ModuleRefused,
-    RecursionError, MemoryError,
+    RecursionError, MemoryError, Halted,
 )  # fmt: skip
-_PREFIX: Final = "wasm trap: "
-_UNREACHABLE: Final = re.compile(r"^wasm `unreachable` instruction executed")
+_REASONS: Final[Mapping[int, str]] = {  # by number in <wasmtime/trap.h>
+    0: "call stack exhausted",
+    1: "out of bounds memory access",
+    2: "unaligned atomic memory access",
+    3: "out of bounds table access",
+    4: "call of an empty table element",
+    5: "indirect call type mismatch",
+    6: "integer overflow",
+    7: "integer divide by zero",
+    8: "invalid conversion to integer",
+    9: "unreachable",
+    10: "interrupted",
+    11: "out of fuel",
+    13: "null reference",
+}
 _FULL: Final = 0.9  # of its memory: a guest that fails here failed for want of more
 _NOTABLE: Final = 0.25
 _FRAME: Final = re.compile(r"^\s*\d+:\s+(0x[0-9a-f]+) - (.*)$")
@@ -117,24 +131,33 @@ def memory_bytes(run: GuestRun) -> int:
 
 
 def trap_error(error: Trapped) -> GuestError:
-    """Read Wasmtime's report: reason, functions, and the place where the module has DWARF."""
-    head, _, tail = error.text.partition("Caused by:")
-    reason = (tail or head).strip().splitlines() or ["trapped"]
+    """Return a trap as its author is told: the reason, the functions, the place if it is known."""
+    rows = [
+        f"    at {frame.name or f'function {frame.function}'} ({frame.offset:#x})"
+        for frame in error.frames
+    ]
+    file, line, column = "", 0, 0
+    if error.text:
+        rows, (file, line, column) = _with_lines(error.text)
+    return GuestError(
+        name="Trap",
+        message=_REASONS.get(error.code, f"trap {error.code}"),
+        stack="\n".join(rows)[:8000],
+        file=file,
+        line=line,
+        column=column,
+    )
+
+
+def _with_lines(report: str) -> tuple[list[str], tuple[str, int, int]]:
+    """Read functions with files and lines out of Wasmtime's report, and the first place."""
     rows: list[str] = []
     place: tuple[str, int, int] | None = None
-    for row in head.splitlines():
+    for row in report.partition("Caused by:")[0].splitlines():
         if frame := _FRAME.match(row):
             name = _UNNAMED.sub(r"function \1", frame[2].removeprefix("<unknown>!"))
             rows.append(f"    at {name} ({frame[1]})")
         elif rows and (found := _PLACE.match(row)):
             rows[-1] = f"{rows[-1].rpartition(' (')[0]} ({found[1]}:{found[2]}:{found[3]})"
             place = place or (found[1], int(found[2]), int(found[3]))
-    file, line, column = place or ("", 0, 0)
-    return GuestError(
-        name="Trap",
-        message=_UNREACHABLE.sub("unreachable", reason[-1].strip()[:4000].removeprefix(_PREFIX)),
-        stack="\n".join(rows)[:8000],
-        file=file,
-        line=line,
-        column=column,
-    )
+    return rows, place or ("", 0, 0)

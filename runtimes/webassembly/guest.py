@@ -32,7 +32,7 @@ from runtimes.webassembly.endings import (
     memory_bytes,
 )
 from runtimes.webassembly.program import BuildHeader, LoadHeader, Program, compile_module
-from runtimes.webassembly.run import GuestRun, Start
+from runtimes.webassembly.run import GuestRun, Halted, Start
 from runtimes.webassembly.threads import Threads, Worker
 
 __all__ = ["build", "initialise", "new_guest"]
@@ -93,6 +93,9 @@ class _Turn:
         self.answer: Answer | None = None  # None when it is woken: aborted
         self.stop: Stopped | None = None
         self.stopped_ns = 0
+
+    def is_stopped(self) -> bool:
+        return self.stop is not None
 
     def cpu_ns(self) -> int:
         return time.clock_gettime_ns(self.clock) - self.cpu_before_ns
@@ -232,9 +235,10 @@ class Guest:
         """Run one run to its end; others may have worked on the batch when it returns."""
         program = self._program
         assert program is not None
-        run = program.new_run(start, self._ask)
+        run = program.new_run(start)
         turn = _Turn(run, clock, _wall_ms(start))
-        run.turn = turn
+        run.ask = partial(self._ask, turn)
+        run.is_stopped = turn.is_stopped
         self._on_thread(turn)
         status: DoneStatus
         value: Any
@@ -268,14 +272,18 @@ class Guest:
             if turn.run.instance is not None:
                 turn.run.instance.allow(None)  # the epoch may have risen for another run
 
-    def _ask(self, run: GuestRun, operation: str, arguments: bytes) -> tuple[bool, bytes]:
+    def _ask(self, turn: _Turn, operation: str, arguments: bytes) -> tuple[bool, bytes]:
         """Ask the engine, and wait on this thread for its answer.
 
         Raises:
             Aborted: the engine has ended the run.
+            Halted: it has been stopped here.
         """
-        turn: _Turn = run.turn
-        start = run.start
+        run, start = turn.run, turn.run.start
+        with self._watching:
+            self._turn = None
+        if turn.is_stopped():
+            raise Halted
         turn.asked_count += 1
         log = run.log_message(last=False)
         if log is not None:
@@ -283,8 +291,6 @@ class Guest:
         self._out.append(
             b"[%d,%d,%d,%b,%b]" % (CALL, start.run, turn.asked_count, _encode(operation), arguments)
         )
-        with self._watching:
-            self._turn = None
         self._waiting[start.run] = turn
         self._hand_on()
         turn.wake.acquire()
@@ -301,12 +307,13 @@ class Guest:
             output_bytes=1024, log_lines=16, log_bytes=4096,
             context=("", 0, 0, now_ms + 2 * LOAD_CPU_MS, "", 0), input=msgspec.Raw(b"null"),
         )  # fmt: skip
-        run = program.new_run(start, self._ask)
+        run = program.new_run(start)
         failures: list[LoadFailed] = []
 
         def attempt() -> None:
             clock = time.pthread_getcpuclockid(threading.get_ident())
             turn = _Turn(run, clock, _wall_ms(start))
+            run.is_stopped = turn.is_stopped
             self._on_thread(turn)
             try:
                 program.try_out(run)

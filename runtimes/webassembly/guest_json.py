@@ -5,12 +5,12 @@ Never:  lets through what some reader of the stored text would choke on.
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 DEPTH_MAX: Final = 200  # as in the JavaScript prelude
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+_CONTAINERS: Final = (dict, list)
 _ESCAPE: Final = re.compile(
     r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     r"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
@@ -31,24 +31,18 @@ def checked_json(text: bytes) -> bytes:
         decoded = text.decode()
     except UnicodeDecodeError as error:
         raise NotJson(f"not UTF-8: {error.reason} at byte {error.start}") from None
-    if text.count(b"[") + text.count(b"{") > DEPTH_MAX:
-        _check_depth(text)
     try:
-        msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        value = msgspec.json.decode(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.MsgspecError as error:
         whole = _without_halves(decoded).encode()
-        if whole == text or not _is_json(whole):
+        if whole == text:
             raise NotJson(f"not JSON: {error}") from None
-        return whole
+        return checked_json(whole)  # which has no halves left
+    if type(value) in _CONTAINERS and text.count(b"[") + text.count(b"{") > DEPTH_MAX:
+        _check_depth(value)
     return text
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        return False
-    return True
 
 
 def _without_halves(text: str) -> str:
@@ -56,13 +50,20 @@ def _without_halves(text: str) -> str:
     return _ESCAPE.sub(lambda found: "\ufffd" if found["half"] else found[0], text)
 
 
-def _check_depth(text: bytes) -> None:
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        first = text[token.start()]
-        if first in b"[{":
-            depth += 1
-            if depth > DEPTH_MAX:
-                raise NotJson(f"nested deeper than {DEPTH_MAX} levels")
-        elif first in b"]}":
-            depth -= 1
+def _check_depth(value: Any) -> None:
+    """Go down level by level: what is wide costs little, and nothing recurses."""
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) in _CONTAINERS
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> NotJson:
+    return NotJson(f"nested deeper than {DEPTH_MAX} levels")

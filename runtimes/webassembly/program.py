@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 
 from runtimes.contract import MIB, GuestError, LoadFailed
-from runtimes.webassembly.abi import Kind, Shape, shape_of
+from runtimes.webassembly.abi import Kind, Shape, has_lines, shape_of
 from runtimes.webassembly.results import Io, input_of, result_of
-from runtimes.webassembly.run import Ask, Bound, GuestRun, Start
+from runtimes.webassembly.run import Bound, GuestRun, Start
 from runtimes.webassembly.wasi import Exit
 from runtimes.webassembly.wasmtime_unsafe import (
     U32,
@@ -26,6 +26,7 @@ PROGRAM_BYTES_MAX: Final = 64 * MIB  # of a compiled module: it crosses in one f
 KEPT_MAX: Final = 4  # instances of a version with `reuse` that wait for their next run
 _ALLOC, _HANDLE = 0, 1  # places among the linked functions of a core module
 _START = 0  # ... and of a command
+_PLAIN, _WITH_LINES = b"p", b"l"  # what stands before a compiled module: does it carry DWARF?
 MAGIC: Final = b"\0asm"
 _COMPONENT: Final = b"\0asm\x0d\0\x01\0"
 
@@ -78,7 +79,8 @@ def compile_module(header: BuildHeader, binary: bytes) -> bytes:
             "this is a component, and components are not taken yet; build a core module: "
             "wasm32-wasip1 instead of wasm32-wasip2"
         )
-    engine = WasmEngine(fuel=header.fuel > 0)
+    lines = _says_lines(binary)
+    engine = WasmEngine(fuel=header.fuel > 0, lines=lines)
     try:
         program = engine.compile(binary)
     except ModuleRefused as error:
@@ -89,7 +91,7 @@ def compile_module(header: BuildHeader, binary: bytes) -> bytes:
             "make it smaller with wasm-opt -Oz --strip-debug"
         )
     shape_of(engine.load(program), header.options.exports)
-    return program
+    return (_WITH_LINES if lines else _PLAIN) + program
 
 
 class Program:
@@ -105,9 +107,9 @@ class Program:
         self._memory_mb = header.memory_mb
         self._handlers_memory_mb = header.handlers_memory_mb
         self.fuel = header.fuel
-        self.engine = WasmEngine(fuel=header.fuel > 0)
+        self.engine = WasmEngine(fuel=header.fuel > 0, lines=program.startswith(_WITH_LINES))
         try:
-            module = self.engine.load(program)
+            module = self.engine.load(program[len(_PLAIN) :])
         except ModuleRefused as error:
             raise LoadFailed(GuestError(name="LinkError", message=str(error)[:4000])) from None
         self.shape: Shape = shape_of(module, header.options.exports)
@@ -126,9 +128,9 @@ class Program:
             secrets=header.bindings.secrets,
         )
 
-    def new_run(self, start: Start, ask: Ask) -> GuestRun:
+    def new_run(self, start: Start) -> GuestRun:
         stdin = input_of(bytes(start.input), self.options.io, start.handler)
-        return GuestRun(start=start, shape=self.shape, bound=self._bound, ask=ask, stdin=stdin)
+        return GuestRun(start=start, shape=self.shape, bound=self._bound, stdin=stdin)
 
     def run(self, run: GuestRun) -> bytes:
         """Run to the end and return the result as JSON.
@@ -204,6 +206,13 @@ class Program:
 
 class BadPointer(Exception):
     """The guest's: it named memory that it does not have."""
+
+
+def _says_lines(binary: bytes) -> bool:
+    try:
+        return has_lines(binary)
+    except IndexError:  # cut off: the compiler says so better
+        return False
 
 
 def _refused(text: str) -> LoadFailed:

@@ -7,12 +7,13 @@ Never:  believes a pointer, a length or a text of the guest's; knows threads.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from runtimes.contract import LOG, MIB
 from runtimes.webassembly.abi import SIGNATURES, WASI, Kind, Shape
+from runtimes.webassembly.guest_json import NotJson, checked_json
 from runtimes.webassembly.wasi import Wasi, environment_of
 from runtimes.webassembly.wasmtime_unsafe import U32, Instance, OutOfBounds, Values
 
@@ -22,8 +23,8 @@ _LEVELS: Final = ("debug", "info", "warn", "error")
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _encode: Final = msgspec.json.encode
 
-Ask = Callable[["GuestRun", str, bytes], tuple[bool, bytes]]
-"""(run, operation, arguments as JSON) -> (ok, answer as JSON); waits for the engine."""
+Ask = Callable[[str, bytes], tuple[bool, bytes]]
+"""(operation, arguments as JSON) -> (ok, answer as JSON); waits for the engine."""
 
 
 class Start(msgspec.Struct, array_like=True, tag=0):
@@ -47,6 +48,10 @@ class OutputTooLarge(Exception):
     def __init__(self, used: int) -> None:
         self.used = used
         super().__init__(f"{used} bytes")
+
+
+class Halted(Exception):
+    """The run has been stopped while an import of its was at work, where no epoch reaches."""
 
 
 class BadImport(Exception):
@@ -78,13 +83,13 @@ class GuestRun:
     start: Start
     shape: Shape
     bound: Bound
-    ask: Ask
     stdin: bytes
     stdin_at: int = 0
     now_ms: int = 0
     starting: bool = True  # the module's own start: nothing can be asked of the engine
     instance: Instance | None = None
-    turn: Any = None  # the guest's own: this run on its thread
+    ask: Ask = lambda _operation, _arguments: (False, b"null")
+    is_stopped: Callable[[], bool] = lambda: False
     stdout: bytearray = field(default_factory=bytearray)
     last_line: str = ""
     _answering: bool = False
@@ -155,8 +160,8 @@ class GuestRun:
 
     def _answer(self, text: bytes) -> bytes:
         try:
-            request = _REQUEST.decode(text)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            request = _REQUEST.decode(checked_json(text))
+        except (NotJson, msgspec.MsgspecError) as error:
             message = f'a host call is {{"operation": text, "arguments": {{...}}}}: {error}'
             return _refusal("TypeError", message, "invalid_arguments")
         if request.operation == "env":
@@ -164,7 +169,7 @@ class GuestRun:
         elif request.operation == "context":
             ok, value = True, self._context()
         else:
-            ok, value = self.ask(self, request.operation, bytes(request.arguments))
+            ok, value = self.ask(request.operation, bytes(request.arguments))
         return b'{"ok":true,"value":%b}' % value if ok else b'{"ok":false,"error":%b}' % value
 
     def _context(self) -> bytes:
@@ -226,7 +231,13 @@ class GuestRun:
         return self.now_ms * 1_000_000
 
     def chance(self, count: int) -> bytes:
-        """Return the next bytes of the run's own randomness: SHAKE-256 of its seed and a count."""
+        """Return the next bytes of the run's own randomness: SHAKE-256 of its seed and a count.
+
+        Raises:
+            Halted: the run has been stopped; a guest can ask for any number of bytes at once.
+        """
+        if self.is_stopped():
+            raise Halted
         self._chance_count += 1
         text = f"{self.start.seed}:{self._chance_count}"
         return hashlib.shake_256(text.encode()).digest(count)
@@ -234,7 +245,7 @@ class GuestRun:
     def sleep(self, wait_ns: int) -> bool:
         if self.starting:
             return False
-        self.ask(self, "timer", _encode({"ms": wait_ns / 1e6}))
+        self.ask("timer", _encode({"ms": wait_ns / 1e6}))
         return True
 
     # The log.

@@ -13,11 +13,13 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, byref, c_void_p
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from wasmtime import Config, Engine, FuncType, Linker, Module, WasmtimeError
 from wasmtime import _bindings as c
 
+FRAMES_MAX: Final = 32  # of a trap
 STACK_BYTES: Final = 512 * 1024  # of the guest; the thread has 1.5 MiB, ours comes on top of it
 TABLE_ELEMENTS_MAX: Final = 100_000  # 8 bytes each
 _TABLES_MAX: Final = 16
@@ -35,13 +37,27 @@ class ModuleRefused(Exception):
     """The author's: Wasmtime does not take the module; the text is Wasmtime's."""
 
 
-class Trapped(Exception):
-    """The guest's: its code trapped. `code` is Wasmtime's number, -1 for none; it wrote `text`."""
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One function on the guest's stack when it trapped."""
 
-    def __init__(self, code: int, text: str) -> None:
+    name: str  # of the module's name section; "" for none
+    function: int  # its index
+    offset: int  # in the module, bytes
+
+
+class Trapped(Exception):
+    """The guest's: its code trapped.
+
+    `code` is Wasmtime's number, -1 for none; `text` Wasmtime's own report with files and lines,
+    for a module with DWARF, else empty.
+    """
+
+    def __init__(self, code: int, frames: Sequence[Frame], text: str) -> None:
         self.code = code
+        self.frames = frames
         self.text = text
-        super().__init__(text)
+        super().__init__(f"trap {code}")
 
 
 class OutOfBounds(Exception):
@@ -73,8 +89,14 @@ def initialise() -> None:
 class WasmEngine:
     """A compiler and what its modules share: one epoch."""
 
-    def __init__(self, *, fuel: bool) -> None:
-        os.putenv("WASMTIME_BACKTRACE_DETAILS", "1")  # file and line, where a module has DWARF
+    def __init__(self, *, fuel: bool, lines: bool = False) -> None:
+        """Make a compiler.
+
+        Args:
+            fuel: have its code count what it does.
+            lines: keep a module's DWARF, and read it when the module traps.
+        """
+        os.putenv("WASMTIME_BACKTRACE_DETAILS", "1" if lines else "0")
         config = Config()
         config.epoch_interruption = True
         config.consume_fuel = fuel
@@ -93,6 +115,7 @@ class WasmEngine:
         config.wasm_component_model = False
         c.wasmtime_config_native_unwind_info_set(config.ptr(), False)  # nobody unwinds but Wasmtime
         self.metered = fuel
+        self.lines = lines
         self.engine = Engine(config)
         self.pointer = _address(self.engine.ptr())
 
@@ -259,8 +282,8 @@ class Linked:
 class Instance:
     """One instance in a store of its own. Used by one thread at a time; closed by its user."""
 
-    __slots__ = ("_at", "_context", "_memory", "_room", "_store", "_values", "imports", "names",
-                 "raised")  # fmt: skip
+    __slots__ = ("_at", "_context", "_lines", "_memory", "_room", "_store", "_values", "imports",
+                 "names", "raised")  # fmt: skip
 
     def __init__(self, linked: Linked, imports: Imports, memory_bytes: int, fuel: int) -> None:
         self.imports = imports
@@ -271,6 +294,7 @@ class Instance:
         self._at = at = ctypes.addressof(self._room)
         self._memory = at + _MEMORY + _ITEM
         engine = linked.engine
+        self._lines = engine.lines
         self._store: int | None = _store_new(engine.pointer, None, None)
         _store_limiter(self._store, memory_bytes, TABLE_ELEMENTS_MAX, 1, _TABLES_MAX, 1)
         self._context = context = _store_context(self._store)
@@ -329,6 +353,8 @@ class Instance:
         self._call(at + _OTHER + _ITEM, ())
 
     def memory_bytes(self) -> int:
+        if self._store is None:
+            return 0
         return int(_memory_size(self._context, self._memory))
 
     def read(self, pointer: int, length: int) -> bytes:
@@ -380,8 +406,8 @@ class Instance:
             text = _error_text(ctypes.cast(error, POINTER(c.wasmtime_error_t)))
             raise raised or ModuleRefused(text)
         trap, self._room.trap = self._room.trap, None
-        code, text = _trap_text(ctypes.cast(trap, POINTER(c.wasm_trap_t)))
-        raise raised or Trapped(code, text)
+        trapped = _trapped(ctypes.cast(trap, POINTER(c.wasm_trap_t)), lines=self._lines)
+        raise raised or trapped
 
 
 def _address(pointer: Any) -> int:
@@ -395,14 +421,35 @@ def _error_text(error: Any) -> str:
         c.wasmtime_error_delete(error)
 
 
-def _trap_text(trap: Any) -> tuple[int, str]:
+def _trapped(trap: Any, *, lines: bool) -> Trapped:
+    """Read a trap, and free it.
+
+    Wasmtime's report takes mangled C++ names apart, which may need seconds: it is only asked for
+    where there are lines to be had.
+    """
     try:
         code = c.wasmtime_trap_code_t()
         known = c.wasmtime_trap_code(trap, byref(code))
-        text = _text(lambda vector: c.wasm_trap_message(trap, vector))
-        return (int(code.value) if known else -1), text.rstrip("\0")
+        text = _text(lambda vector: c.wasm_trap_message(trap, vector)) if lines else ""
+        frames = c.wasm_frame_vec_t()
+        c.wasm_trap_trace(trap, byref(frames))
+        try:
+            shown = [_frame(frames.data[n]) for n in range(min(frames.size, FRAMES_MAX))]
+        finally:
+            c.wasm_frame_vec_delete(byref(frames))
+        return Trapped(int(code.value) if known else -1, shown, text.rstrip("\0"))
     finally:
         c.wasm_trap_delete(trap)
+
+
+def _frame(frame: Any) -> Frame:
+    name = c.wasmtime_frame_func_name(frame)
+    text = ctypes.string_at(name.contents.data, min(name.contents.size, 200)) if name else b""
+    return Frame(
+        text.decode("utf-8", "replace"),
+        c.wasm_frame_func_index(frame),
+        c.wasm_frame_module_offset(frame),
+    )
 
 
 def _text(fill: Callable[[Any], None]) -> str:

@@ -1,0 +1,9 @@
+;; expect: failed
+;; error: OutOfBounds
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 65533))
+  (func (export "handle") (param i32 i32) (result i64)
+    (i64.const 4))
+)

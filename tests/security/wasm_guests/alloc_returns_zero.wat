@@ -1,0 +1,9 @@
+;; expect: succeeded
+;; result: null
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 0))
+  (func (export "handle") (param i32 i32) (result i64)
+    (i64.const 4))
+)

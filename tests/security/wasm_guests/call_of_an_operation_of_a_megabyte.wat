@@ -1,0 +1,14 @@
+;; expect: succeeded limits=cpu_ms=2000
+;; result: ok false
+(module
+  (import "engine" "call" (func $call (param i32 i32) (result i64)))
+  (memory (export "memory") 17)
+  (data (i32.const 100) "{\"operation\":\"")
+  (data (i32.const 200) "\",\"arguments\":{}}")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (memory.fill (i32.const 2048) (i32.const 0x61) (i32.const 0x100000))
+    (memory.copy (i32.const 2048) (i32.const 100) (i32.const 14))
+    (memory.copy (i32.const 0x100800) (i32.const 200) (i32.const 17))
+    (call $call (i32.const 2048) (i32.const 0x100011)))
+)

@@ -1,0 +1,8 @@
+;; expect: refused out of bounds
+(module
+  (memory (export "memory") 1)
+      (table 1 funcref)
+      (elem (i32.const 1) func 0)
+      (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+      (func (export "handle") (param i32 i32) (result i64) (i64.const 0))
+)

@@ -1,0 +1,12 @@
+;; expect: failed
+;; error: ExitError exit status 0
+;; A handler that leaves by proc_exit gives no result.
+(module
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (call $proc_exit (i32.const 0))
+    (i64.const 4))
+)

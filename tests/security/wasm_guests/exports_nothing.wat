@@ -1,0 +1,5 @@
+;; expect: refused memory
+(module
+  (func (export "x"))
+      (memory 1)
+)

@@ -1,0 +1,5 @@
+;; expect: refused _start
+(module
+  (memory (export "memory") 1)
+      (func (export "_start") (param i32))
+)

@@ -1,0 +1,8 @@
+;; expect: refused stack switching
+(module
+  (type $f (func))
+      (type (cont $f))
+      (memory (export "memory") 1)
+      (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+      (func (export "handle") (param i32 i32) (result i64) (i64.const 0))
+)

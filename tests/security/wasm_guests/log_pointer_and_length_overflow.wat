@@ -1,0 +1,11 @@
+;; expect: failed
+;; error: ImportError
+(module
+  (import "engine" "log" (func $log (param i32 i32 i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (call $log (i32.const 1) (i32.const -4) (i32.const 8))
+    (i64.const 4))
+)

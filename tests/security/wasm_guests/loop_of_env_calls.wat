@@ -1,0 +1,11 @@
+;; expect: cpu_exceeded cpu_ms limits=cpu_ms=50
+(module
+  (import "engine" "call" (func $call (param i32 i32) (result i64)))
+  (memory (export "memory") 1)
+  (data (i32.const 2048) "{\"operation\":\"env\",\"arguments\":{}}")
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (loop $again (drop (call $call (i32.const 2048) (i32.const 34))) (br $again))
+    (unreachable))
+)

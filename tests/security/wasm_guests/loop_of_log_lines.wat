@@ -1,0 +1,10 @@
+;; expect: cpu_exceeded cpu_ms limits=cpu_ms=50
+(module
+  (import "engine" "log" (func $log (param i32 i32 i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (loop $again (call $log (i32.const 1) (i32.const 0) (i32.const 4)) (br $again))
+    (unreachable))
+)

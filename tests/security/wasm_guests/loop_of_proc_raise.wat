@@ -1,0 +1,10 @@
+;; expect: cpu_exceeded cpu_ms limits=cpu_ms=50
+(module
+  (import "wasi_snapshot_preview1" "proc_raise" (func $proc_raise (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (loop $again (drop (call $proc_raise (i32.const 9))) (br $again))
+    (unreachable))
+)

@@ -1,0 +1,9 @@
+;; expect: succeeded io=text
+;; result: "say \"hi\"\n\u0000\u001b"
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 100) "say \22hi\22\0a\00\1b")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (i64.const 0x00000064_0000000b))
+)

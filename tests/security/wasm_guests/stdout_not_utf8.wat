@@ -1,0 +1,10 @@
+;; expect: succeeded
+;; result: {"base64": "/wD+"}
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 100) "\00\04\00\00\03\00\00\00")
+  (data (i32.const 1024) "\ff\00\fe")
+  (func (export "_start")
+    (drop (call $fd_write (i32.const 1) (i32.const 100) (i32.const 1) (i32.const 200))))
+)

@@ -1,0 +1,9 @@
+;; expect: refused table
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (table 10000000 funcref)
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (i64.const 4))
+)

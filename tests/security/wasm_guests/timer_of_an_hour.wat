@@ -1,0 +1,10 @@
+;; expect: timed_out wall_ms limits=wall_ms=300,cpu_ms=50
+(module
+  (import "engine" "call" (func $call (param i32 i32) (result i64)))
+  (memory (export "memory") 1)
+  (data (i32.const 2048) "{\"operation\":\"timer\",\"arguments\":{\"ms\":3600000}}")
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (call $call (i32.const 2048) (i32.const 48)))
+)

@@ -1,0 +1,9 @@
+;; expect: failed
+;; error: Trap unreachable
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (unreachable))
+  (func (export "handle") (param i32 i32) (result i64)
+    (i64.const 4))
+)

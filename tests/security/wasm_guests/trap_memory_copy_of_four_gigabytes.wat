@@ -1,0 +1,10 @@
+;; expect: failed
+;; error: Trap out of bounds memory access
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 0) "null")
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (memory.copy (i32.const 0) (i32.const 1) (i32.const -1))
+    (i64.const 4))
+)
