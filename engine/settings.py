@@ -36,7 +36,11 @@ class Settings(BaseSettings):
         description="strict: refuse to start when a layer of the lockdown is missing.",
     )
     warm_cells: int = Field(
-        2, ge=0, le=64, description="Blank cells kept ready; 2 hides a start from two new projects."
+        2,
+        ge=0,
+        le=64,
+        description="Blank cells kept ready, of each language in use; 2 hides a start from two new "
+        "projects.",
     )
     cells_max: int = Field(
         64,

@@ -80,8 +80,11 @@ class Refused(Failure):
         self.status = int(problem.get("status", 0))
         detail = str(problem.get("detail") or problem.get("title") or "refused without a reason")
         remedy = str(problem.get("remedy") or REMEDIES.get(self.code, ""))
-        if (problem.get("limit") or {}).get("name") == "fuel":
+        limit = (problem.get("limit") or {}).get("name")
+        if limit == "fuel":
             remedy = remedy.replace("--cpu-ms", "--fuel")
+        elif limit == "stack_bytes":
+            remedy = "recurse less deeply: the stack of a module cannot be raised"
         execution_id = str(problem.get("execution_id") or "EXECUTION")
         super().__init__(detail, remedy=remedy.replace("{execution_id}", execution_id))
 

@@ -115,6 +115,9 @@ def be_a_cell(channel, request):
     exec(request["before"], globals())
     if request["lock"] == "all":
         LAYERS = lock_down(PREPARED, channel.fileno(), parent_pid=ZYGOTE_PID)
+    elif request["lock"] == "memory files":
+        LAYERS = lock_down(
+            PREPARED, channel.fileno(), parent_pid=ZYGOTE_PID, memory_files=True)
     elif request["lock"] == "without seccomp":
         LAYERS = lock_down(NO_FILTER, channel.fileno(), parent_pid=ZYGOTE_PID)
     elif request["lock"] == "only seccomp":
@@ -459,6 +462,57 @@ def test_is_denied(zygote: Zygote, what: str) -> None:
     value = zygote.cell(code)
 
     assert outcome(value) == expected
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_is_denied_to_webassembly_too(zygote: Zygote, what: str) -> None:
+    """Cells that may make memory files may do nothing else that the others may not."""
+    code, expected = FORBIDDEN[what]
+
+    value = zygote.cell(code, lock="memory files")
+
+    assert outcome(value) == expected
+
+
+# What cells of WebAssembly may do with memory files, and what not.
+SEALED = "call('memfd_create', b'x', 3)"  # MFD_CLOEXEC | MFD_ALLOW_SEALING
+WRITE = "call('write', fd, b'abc', 3)"
+MEMORY_FILES: dict[str, tuple[str, object]] = {
+    "make one, fill it, seal it": (
+        f"(lambda fd: (os.write(fd, b'abc'), call('fcntl', fd, 1033, 15)))({SEALED})",
+        [3, 0],
+    ),
+    "write after it is sealed": (
+        f"(lambda fd: (call('fcntl', fd, 1033, 15), call('write', fd, b'abc', 3)))({SEALED})",
+        [0, "EPERM"],
+    ),
+    "make one without seals": ("call('memfd_create', b'x', 1)", KILLED),
+    "make one of huge pages": ("call('memfd_create', b'x', 7)", KILLED),
+    "make one to be executed": ("call('memfd_create', b'x', 0x13)", KILLED),
+    "execute one": (f"call('execveat', {SEALED}, b'', None, None, 0x1000)", KILLED),
+    "open one by its name": (
+        f"call('openat', -100, b'/proc/self/fd/%d' % {SEALED}, 0, 0)",
+        "EACCES",
+    ),
+    "make any number": (
+        f"[fd for fd in [{SEALED} for _ in range(400)] if fd == 'EMFILE'][:1]",
+        ["EMFILE"],
+    ),
+    "make one of any size": (
+        f"(lambda fd: (signal.signal(25, 1), os.lseek(fd, 1 << 26, 0), {WRITE})[2])({SEALED})",
+        "EFBIG",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MEMORY_FILES)
+def test_memory_files(zygote: Zygote, what: str) -> None:
+    """Sealed files without a name, for the memory that instances begin with; nothing more."""
+    code, expected = MEMORY_FILES[what]
+
+    value = zygote.cell(code, lock="memory files", v8=False)
+
+    assert value == expected
 
 
 @pytest.mark.parametrize("what", [what for what in FORBIDDEN if what not in SAME_WITHOUT])

@@ -4,6 +4,7 @@ import json
 import queue
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from wasmtime import wat2wasm
 from runtimes.contract import LoadFailed, Outcome
 from runtimes.webassembly import guest as wasm
 from runtimes.webassembly.guest import Guest
+from tests.standins.wasm_toolchains import c_module
 
 NOW_MS = 1_288_310_400_000
 
@@ -60,7 +62,7 @@ COUNTS = """
 class Cell:
     """Plays the part of `sandbox.child`: one guest, its outputs, and the watchdog."""
 
-    def __init__(self, text: str, **options: Any) -> None:
+    def __init__(self, module: str | bytes, **options: Any) -> None:
         header = {
             "memory_mb": 16, "now_ms": NOW_MS, "name": "f", "trial": True,
             "fuel": options.pop("fuel", 0), "options": {"handlers": ["default"], **options},
@@ -72,7 +74,8 @@ class Cell:
             lambda _guest, kind: self.broken.append(kind),
             lambda: self.guest.watch() and None,  # the cell's tick
         )
-        program = wasm.build(msgspec.json.encode(header), bytes(wat2wasm(text)))
+        binary = module if isinstance(module, bytes) else bytes(wat2wasm(module))
+        program = wasm.build(msgspec.json.encode(header), binary)
         self.loaded = json.loads(self.guest.load(msgspec.json.encode(header), program))
 
     def start(
@@ -108,8 +111,8 @@ def calls(output: list[Any]) -> list[int]:
 def cell_of() -> Iterator[Callable[..., Cell]]:
     cells: list[Cell] = []
 
-    def make(text: str, **options: Any) -> Cell:
-        cells.append(Cell(text, **options))
+    def make(module: str | bytes, **options: Any) -> Cell:
+        cells.append(Cell(module, **options))
         return cells[-1]
 
     yield make
@@ -289,3 +292,35 @@ def test_closing_gives_waiting_runs_up(cell_of: Callable[..., Cell]) -> None:
 
     with pytest.raises(queue.Empty):
         cell.outputs.get(timeout=0.1)
+
+
+DIVIDES = """
+#include <stdint.h>
+__attribute__((export_name("alloc"))) int32_t make_room(int32_t size) { return 1024; }
+__attribute__((noinline)) static int32_t divide(int32_t a, int32_t b) {
+  return a / b;
+}
+__attribute__((export_name("handle"))) int64_t handle(int32_t at, int32_t size) {
+  return divide(size, at - 1024);
+}
+"""
+
+
+@pytest.mark.parametrize("debug", [True, False], ids=["with DWARF", "names only"])
+def test_a_trap_names_the_authors_functions(
+    cell_of: Callable[..., Cell], tmp_path: Path, *, debug: bool
+) -> None:
+    """And with DWARF the file and the line, as the author's compiler knows them."""
+    source = tmp_path / "divides.c"
+    source.write_text(DIVIDES)
+    cell = cell_of(c_module(source, "-mexec-model=reactor", *(["-g"] if debug else [])))
+
+    status, error = done(cell.send(cell.start(1, 0)))[1]
+
+    assert (status, error["name"], error["message"]) == ("threw", "Trap", "integer divide by zero")
+    first, second = error["stack"].splitlines()
+    assert first.startswith("    at divide (")
+    assert second.startswith("    at handle (")
+    if debug:
+        assert (error["file"], error["line"]) == ("./divides.c", 5)
+        assert "./divides.c:5:" in first
