@@ -22,7 +22,7 @@ from engine.errors import EngineError
 from engine.messages import MESSAGES, STOP, Stop
 from engine.run import Run
 from engine.runner import Broker, Runner
-from runtimes.contract import GuestError, Outcome, Runtime, ToCell, packed
+from runtimes.contract import MIB, GuestError, Outcome, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 SWEEP_MS: Final = 20  # how late a wall limit may be noticed
@@ -69,6 +69,7 @@ class Dispatcher:
         on_log: Callable[[Run, list[tuple[str, int, str]]], None],
         clock: Clock,
         cells_max: int,
+        cell_memory_mb: int,
         programs: Programs,
     ) -> None:
         self.sandbox = sandbox
@@ -78,6 +79,7 @@ class Dispatcher:
         self.on_log = on_log
         self.clock = clock
         self._cells_max = cells_max
+        self.guests_bytes = cell_memory_mb * MIB * 3 // 4  # of a cell; the rest is its runtime's
         self._houses: dict[str, House] = {}  # in order of use, the least recently used first
         self._runners: dict[Version, Runner] = {}  # those in project cells
         self._quarantined: dict[str, int] = {}  # version id -> until, ms
@@ -293,6 +295,10 @@ class House:
     def send(self, isolate: int, batch: bytes) -> None:
         assert self._cell is not None
         self._cell.send(ToCell.BATCH, isolate, batch)
+
+    def free_bytes(self) -> int:
+        held = sum(runner.held_bytes for runner in self._by_version.values())
+        return max(0, self.dispatcher.guests_bytes - held)
 
     def unload(self, runner: "Runner") -> None:
         self._by_version.pop(runner.version, None)

@@ -41,7 +41,8 @@ from runtimes.contract import (
 from sandbox.supervisor import Death
 
 STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
-LOSSES_MAX: Final = 5  # cells that may die under a run before it is given up
+LOSSES_MAX: Final = 5  # cells that may die under a run, it alone, before it is given up
+DEATHS_MAX: Final = 50  # ... that may die at all, whoever it was that killed them
 LOAD_MS: Final = 15_000  # a cell that has not loaded a version by then is killed
 CLASSIC_HANDLERS: Final = frozenset({"trigger", "main"})
 BATCH_BYTES: Final = 4 * MIB  # a batch that has as much takes no more
@@ -132,6 +133,10 @@ class Home(Protocol):
 
     def send(self, isolate: int, batch: bytes) -> None: ...
 
+    def free_bytes(self) -> int:
+        """Return what is left of the cell's memory, as far as it is known."""
+        ...
+
     def kill(self) -> None: ...
 
 
@@ -160,11 +165,18 @@ class Runner:
         self._last_number = 0
         self._batch: tuple[int, ...] | None = None  # runs in the batch that is out; None: idle
         self._mean_ns = _GUESS_NS  # that a message took, of late
+        self._instance_bytes = 0  # what a run holds while it is inside, of late: WebAssembly's
+        self._load_deaths_count = 0
         house.enter(self)
 
     @property
     def idle(self) -> bool:
         return not self._waiting and not self._runs
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the memory of the runs inside, as far as it is known."""
+        return len(self._runs) * self._instance_bytes
 
     def add(self, run: Run) -> None:
         self._waiting.append(run)
@@ -177,6 +189,7 @@ class Runner:
             self.house.load(self)
 
     def on_loaded(self) -> None:
+        self._load_deaths_count = 0
         self.loaded = True
         self.loading = False
         self._send()
@@ -213,11 +226,14 @@ class Runner:
         elif type(message) is LogLines:
             self._take_log(run, message.lines, message.dropped)
         elif type(message) is Usage:
-            run.cpu_ns = max(0, message.cpu_ns)
-            run.peak_bytes, run.fuel = max(0, message.memory_bytes), max(0, message.fuel)
+            run.cpu_ns, run.fuel = max(0, message.cpu_ns), max(0, message.fuel)
+            run.peak_bytes = held = max(0, message.memory_bytes)
+            self._instance_bytes = max(held, self._instance_bytes * 7 // 8)
 
     def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
         """Share the batch's CPU time evenly among its runs: V8 tells only the sum."""
+        if self.version.runtime is Runtime.WASM:
+            return  # which tells it of each run
         share_ns = cpu_ns // max(1, len(batch))
         alone = len(set(batch)) == 1  # perhaps with several answers
         for number in batch:
@@ -309,7 +325,8 @@ class Runner:
         self.loading = True
 
     def load_failed(self, death: Death) -> None:
-        if death.signal == signal.SIGKILL:
+        self._load_deaths_count += 1
+        if death.signal == signal.SIGKILL and self._load_deaths_count < DEATHS_MAX:
             return  # not its own doing: it is loaded again
         how = "ran out of memory" if death.out_of_memory else "died"
         message = f"the cell {how} while the version was loaded"
@@ -326,7 +343,12 @@ class Runner:
         runs, self._runs = self._runs, {}
         for run in reversed(runs.values()):
             run.start_again()
-            self._waiting.appendleft(run)
+            if run.losses < DEATHS_MAX:
+                self._waiting.appendleft(run)
+            else:
+                message = f"{run.losses} cells died while it ran"
+                run.outcome, run.error = Outcome.CRASHED, GuestError(name="Crash", message=message)
+                self.house.dispatcher.end(run)
         if self._waiting:
             self.loading = True
             self.house.load(self)
@@ -376,6 +398,9 @@ class Runner:
             self._interleaved_max - len(runs),
             max(1, BATCH_NS // self._mean_ns),
         )
+        if self._instance_bytes:
+            fits = self.house.free_bytes() // self._instance_bytes
+            room = min(room, fits if runs else max(1, fits))
         if waiting and room > 0:
             now_ms, now_ns = self.house.dispatcher.clock(), time.monotonic_ns()
             for _ in range(min(room, len(waiting))):

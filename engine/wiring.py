@@ -150,6 +150,7 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             on_log=tails.log,
             clock=clock,
             cells_max=settings.cells_max,
+            cell_memory_mb=settings.cell_memory_mb,
             programs=programs,
         )
         backlog = Backlog(database, journal.barrier, catalogue, dispatcher.submit)

@@ -25,6 +25,8 @@ from sandbox.child import run_cell
 from sandbox.lockdown import Prepared, prepare
 
 MESSAGE_BYTES_MAX: Final = 256
+LARGE_BLOCK_BYTES: Final = 1024 * 1024
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # <malloc.h>
 STACK_BYTES: Final = 1536 * 1024  # V8 lets JavaScript use 984 KiB of it, as in Node
 
 
@@ -34,6 +36,7 @@ def main() -> None:
     # The library's pages are mapped once and shared by every cell; V8 itself starts in the cell.
     ctypes.CDLL(str(files("py_mini_racer") / "libmini_racer.so"))
     _shrink_stacks()
+    _give_memory_back()
     prepared = prepare()
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -74,6 +77,17 @@ def _shrink_stacks() -> None:
     libc.pthread_attr_init(attributes)
     libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(STACK_BYTES))
     libc.pthread_setattr_default_np(attributes)
+
+
+def _give_memory_back() -> None:
+    """Have the C library return large blocks at once: RLIMIT_DATA counts what it would keep.
+
+    By itself it keeps up to 64 MiB for each thread, and blocks of up to 32 MiB after the first.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and keeps nothing
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def _spawn(

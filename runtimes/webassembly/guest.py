@@ -256,15 +256,22 @@ class Guest:
         finally:
             with self._watching:
                 self._turn = None
-            memory, fuel = memory_bytes(run), _fuel_used(run, program)
+            usage = self._usage(turn)
             program.release(run)
         if turn.stop is not None:
             status, value = DoneStatus.STOPPED, turn.stop
-        self._out.append(_encode([USAGE, start.run, turn.cpu_ns(), memory, fuel]))
+        self._out.append(usage)
         log = run.log_message(last=True)
         if log is not None:
             self._out.append(log)
         self._out.append(_encode([DONE, start.run, status, value]))
+
+    def _usage(self, turn: _Turn) -> bytes:
+        run, program, fuel = turn.run, self._program, 0
+        # Stopped from outside, Wasmtime has not written down what it burnt since the last call.
+        if program is not None and program.fuel and run.instance is not None and not turn.stop:
+            fuel = program.fuel - run.instance.fuel_left()
+        return _encode([USAGE, run.start.run, turn.cpu_ns(), memory_bytes(run), fuel])
 
     def _on_thread(self, turn: _Turn) -> None:
         with self._watching:
@@ -285,6 +292,7 @@ class Guest:
         if turn.is_stopped():
             raise Halted
         turn.asked_count += 1
+        self._out.append(self._usage(turn))  # the engine may end the run before it says more
         log = run.log_message(last=False)
         if log is not None:
             self._out.append(log)
@@ -336,12 +344,6 @@ class Guest:
 
 def _wall_ms(start: Start) -> int:
     return max(1, start.context[3] - start.now_ms)
-
-
-def _fuel_used(run: GuestRun, program: Program) -> int:
-    if not program.fuel or run.instance is None:
-        return 0
-    return program.fuel - run.instance.fuel_left()
 
 
 new_guest = Guest
