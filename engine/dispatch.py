@@ -272,7 +272,22 @@ class House:
             return
         task = asyncio.get_running_loop().create_task(self._fetch_now(runner, anew=anew))
         self._fetching[runner] = task
-        task.add_done_callback(lambda _task: self._fetching.pop(runner, None))
+        task.add_done_callback(lambda task: self._fetched(runner, task))
+
+    def _fetched(self, runner: "Runner", task: asyncio.Task[None]) -> None:
+        self._fetching.pop(runner, None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.error("program_not_read", function=runner.version.function, error=str(error))
+        told = GuestError(name="LoadError", message="the program could not be read from the store")
+        runner.fail_all(told, keep_queued=True)
+        asyncio.get_running_loop().call_later(RETRY_S, self._fetch_again, runner)
+
+    def _fetch_again(self, runner: "Runner") -> None:
+        if runner.idle:
+            self.unload(runner)
+        elif self._by_version.get(runner.version) is runner and not runner.isolate:
+            self._fetch(runner)
 
     async def _fetch_now(self, runner: "Runner", *, anew: bool) -> None:
         programs, version = self.dispatcher.programs, runner.version

@@ -156,16 +156,17 @@ class Guest:
                 return None
             now_ns = time.monotonic_ns()
             if turn.stop is None:
-                turn.stop = self._over(turn, now_ns)
-                if turn.stop is not None:
-                    turn.stopped_ns = now_ns
-                    assert self._program is not None
-                    self._program.engine.raise_epoch()
-                return None
+                turn.stop, turn.stopped_ns = self._over(turn, now_ns), now_ns
+                if turn.stop is None:
+                    return None
+            assert self._program is not None
+            self._program.engine.raise_epoch()  # each time: its instance may have come after it
             if now_ns - turn.stopped_ns < GRACE_MS * 1_000_000:
                 return None
-            outcome, limit = turn.stop.outcome, turn.stop.limit
-            return Stop(run=turn.run.start.run, outcome=outcome, limit=limit, log=[])
+            run, stop = turn.run, turn.stop
+            return Stop(
+                run=run.start.run, outcome=stop.outcome, limit=stop.limit, log=run.unsent_log()
+            )
 
     def memory_stop(self) -> Stop:
         return Stop(run=0, outcome=Outcome.MEMORY_EXCEEDED, limit=None, log=[])

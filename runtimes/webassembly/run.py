@@ -273,6 +273,10 @@ class GuestRun:
         self._log = []
         return message
 
+    def unsent_log(self) -> list[str]:
+        """Return the lines, each `level text`, that the end of the cell would lose."""
+        return [f"{level} {text}" for level, _, text in tuple(self._log)]
+
     def _flush_stderr(self) -> None:
         if self._stderr:
             self.log("info", self._stderr.decode("utf-8", "replace"))
