@@ -5,6 +5,7 @@ Never:  lets an effect out of a run that did not succeed, or before its record i
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import structlog
 from engine.catalogue import Catalogue
 from engine.events import Events
 from engine.metrics import Metrics
-from engine.run import Run, WriteEffect
+from engine.run import CallEffect, Run, WriteEffect
 from engine.stacks import authors_stack
 from engine.store.deliveries import delivery_row
 from engine.store.journal import Commit, Journal
@@ -103,6 +104,10 @@ class Settler:
                         "event_id": accepted.event_id,
                     }
                 )
+            elif isinstance(effect, CallEffect):
+                caused.append(_called(run, effect, commit, now_ms))
+                called = {"function": effect.version.function, "execution_id": effect.execution_id}
+                shown.append({"kind": "call", **called})
             else:
                 row = delivery_row(
                     delivery_id=effect.id,
@@ -139,6 +144,31 @@ class Settler:
             run.outcome, run.unstored = Outcome.FAILED, True
             run.error = GuestError(name="StoreFailed", message="the result could not be stored")
             run.on_end(run)
+
+
+def _called(run: Run, effect: CallEffect, commit: Commit, now_ms: int) -> Run:
+    """Put the run that `run` asked for into the queue, and return it."""
+    version, depth = effect.version, run.depth + 1
+    commit.insert(
+        run_queue,
+        (
+            effect.execution_id, version.project_id, version.function_id, "call", effect.handler,
+            None, None, effect.payload.decode(), run.root_id, depth, now_ms,
+        ),
+    )  # fmt: skip
+    return Run(
+        execution_id=effect.execution_id,
+        version=version,
+        handler=effect.handler,
+        cause="call",
+        limits=version.limits(effect.handler),
+        input=effect.payload,
+        created_ms=now_ms,
+        created_ns=time.monotonic_ns(),
+        root_id=run.root_id,
+        depth=depth,
+        queued=True,
+    )
 
 
 def _explain(run: Run) -> None:

@@ -16,6 +16,9 @@ class Done(msgspec.Struct, array_like=True, tag=0):
     run: int
     status: DoneStatus
     value: msgspec.Raw
+    cpu_ns: int = 0  # this and the rest: where the runtime knows them of each run
+    memory_bytes: int = 0
+    fuel: int = 0
 
 
 class Call(msgspec.Struct, array_like=True, tag=1):

@@ -19,6 +19,7 @@ PARAMS_BYTES_MAX: Final = KIB * KIB  # body of an invocation, and its result
 EVENT_BYTES_MAX: Final = 256 * KIB
 GATEWAY_BYTES_MAX: Final = 16 * KIB * KIB
 JSON_DEPTH_MAX: Final = 200  # of values and params; the prelude keeps the same for results
+CALL_DEPTH_MAX: Final = 8  # functions that call functions that call ...
 TRIGGER_DEPTH_MAX: Final = 5  # writes of functions that trigger functions that write ...
 BUNDLE_BYTES_MAX: Final = KIB * KIB
 BUNDLE_FILES_MAX: Final = 100
@@ -174,6 +175,8 @@ def published() -> dict[str, Any]:
             "deliveries": run.deliveries,
             "effect_bytes": run.effect_bytes,
             "trigger_depth": TRIGGER_DEPTH_MAX,
+            "function_calls": run.function_calls,
+            "call_depth": CALL_DEPTH_MAX,
         },
         "wasm": {
             "wasm_bytes": WASM_BYTES_MAX,

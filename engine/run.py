@@ -37,6 +37,16 @@ class DeliveryEffect:
     payload: str  # JSON
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEffect:
+    """Another function that the run wants to have run."""
+
+    execution_id: str
+    version: Version
+    handler: str
+    payload: bytes  # JSON
+
+
 class Run(msgspec.Struct, kw_only=True, eq=False):
     """The first block never changes; the rest is reset when the run has to start again.
 
@@ -75,7 +85,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     writes_count: int = 0
     effect_bytes: int = 0
     timers: list[asyncio.Task[None]] = msgspec.field(default_factory=list)  # end with the run
-    effects: list[WriteEffect | DeliveryEffect] = msgspec.field(default_factory=list)
+    effects: list[WriteEffect | DeliveryEffect | CallEffect] = msgspec.field(default_factory=list)
     open_effects: int = 0  # effect calls still being checked; the end waits for them
     awaits_effects: Callable[[], None] | None = None  # ends the run after the last of them
     transcript: list[bytes] = msgspec.field(

@@ -159,6 +159,7 @@ class Runner:
         self.loading = False
         self.used_ns = 0
         self._interleaved_max = INTERLEAVED_MAX[version.runtime]
+        self._tells_usage = version.runtime is Runtime.WASM  # of each run, exactly
         self._waiting: deque[Run] = deque()
         self._answers: deque[tuple[int, bytes]] = deque()  # (run, message); run 0: send it anyway
         self._runs: dict[int, Run] = {}
@@ -220,20 +221,25 @@ class Runner:
 
     def _take(self, run: Run, message: Done | Call | LogLines | Usage) -> None:
         if type(message) is Done:
+            if self._tells_usage:
+                self._take_usage(run, message)
             self._done(run, message)
         elif type(message) is Call:
             self._call(run, message)
         elif type(message) is LogLines:
             self._take_log(run, message.lines, message.dropped)
         elif type(message) is Usage:
-            run.cpu_ns, run.fuel = max(0, message.cpu_ns), max(0, message.fuel)
-            run.peak_bytes = held = max(0, message.memory_bytes)
-            self._instance_bytes = max(held, self._instance_bytes * 7 // 8)
+            self._take_usage(run, message)
+
+    def _take_usage(self, run: Run, told: Done | Usage) -> None:
+        run.cpu_ns, run.fuel = max(0, told.cpu_ns), max(0, told.fuel)
+        run.peak_bytes = held = max(0, told.memory_bytes)
+        self._instance_bytes = max(held, self._instance_bytes * 7 // 8)
 
     def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
         """Share the batch's CPU time evenly among its runs: V8 tells only the sum."""
-        if self.version.runtime is Runtime.WASM:
-            return  # which tells it of each run
+        if self._tells_usage:
+            return
         share_ns = cpu_ns // max(1, len(batch))
         alone = len(set(batch)) == 1  # perhaps with several answers
         for number in batch:

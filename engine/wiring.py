@@ -29,6 +29,7 @@ from engine.hostcalls.broker import Broker
 from engine.hostcalls.connections import send
 from engine.hostcalls.devices import Devices
 from engine.hostcalls.fetch import Fetch
+from engine.hostcalls.functions import Functions
 from engine.hostcalls.network import Network
 from engine.hostcalls.timers import timer
 from engine.ids import new_id
@@ -192,6 +193,7 @@ def _broker(catalogue: Catalogue, database: Database, egress: Egress, clock: Clo
             "devices.write": devices.write,
             "devices.list": devices.list,
             "connection.send": send,
+            "function.call": Functions(catalogue).call,
             "fetch": network.fetch,
             "timer": timer,
         }

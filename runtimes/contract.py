@@ -54,6 +54,7 @@ class Limits:
     device_writes: int = 256  # values written
     effect_bytes: int = 4 * MIB  # of values and messages together
     deliveries: int = 20
+    function_calls: int = 100
     fuel: int = 0  # WebAssembly instructions, about; 0: not metered
 
     def __post_init__(self) -> None:
@@ -127,10 +128,10 @@ START: Final = (
 ANSWER: Final = 1  # [1, run, call, now_ms, ok, value]
 ABORT: Final = 2  # [2, run]
 # Messages inside an OUTPUT.
-DONE: Final = 0  # [0, run, status, value]; see DoneStatus
+DONE: Final = 0  # [0, run, status, value] and, where known, what USAGE has behind its run
 CALL: Final = 1  # [1, run, call, operation, arguments]
 LOG: Final = 2  # [2, run, [[level, at_ms, text], ...], dropped]
-USAGE: Final = 3  # [3, run, CPU ns, memory bytes, fuel]: of one run, before its DONE, where known
+USAGE: Final = 3  # [3, run, CPU ns, memory bytes, fuel]: so far, with each CALL, where known
 
 
 class DoneStatus(StrEnum):

@@ -15,7 +15,6 @@ from engine.api.access import INVOKE, Access, authenticate
 from engine.api.invocations import (
     RunEnded,
     find_function,
-    first_handler,
     invoke,
     new_run,
     serve_http,
@@ -29,6 +28,7 @@ from engine.api.things import refuse_thing, thing_route
 from engine.api.writes import WRITE_BODY, write_device_values, write_gateway
 from engine.errors import EngineError
 from engine.events import check_text, check_values
+from engine.handlers import first_handler
 from engine.ids import new_id
 from engine.quotas import PARAMS_BYTES_MAX
 from engine.run import Run

@@ -10,7 +10,6 @@ import base64
 import re
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -22,8 +21,9 @@ from engine.api.ports import Ports
 from engine.api.raw import Draining, Request
 from engine.catalogue import Catalogue, Device, Function, Version
 from engine.dispatch import Dispatcher
-from engine.errors import EngineError, Invalid, NotFound
+from engine.errors import EngineError, NotFound
 from engine.events import check_text
+from engine.handlers import asked_handler
 from engine.ids import new_id
 from engine.quotas import PARAMS_BYTES_MAX
 from engine.run import Run
@@ -31,10 +31,6 @@ from engine.store.journal import Commit
 from engine.store.tables import run_queue
 from runtimes.contract import Outcome
 
-INVOKE_ORDER: Final = (
-    "main", "default", "job", "fetch", "afterStore", "trigger", "scheduled", "decodeUplink",
-    "beforeStore", "queue",
-)  # fmt: skip
 _OUTCOME_CODE: Final[Mapping[Outcome, str]] = {
     Outcome.FAILED: "function_error",
     Outcome.TIMED_OUT: "function_timeout",
@@ -102,7 +98,7 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
     function = find_function(ports.catalogue, access.project_id, name)
     execution_id = new_id("exe")
     version = function.choose(execution_id)
-    handler = asked_handler(version, request.query.get("handler"))
+    handler = asked_handler(version.handlers, request.query.get("handler"), "?handler")
     if handler == "fetch":
         body = _encode(
             {
@@ -219,28 +215,6 @@ def find_function(catalogue: Catalogue, project_id: str, name: str) -> Function:
         if function is None or function.project_id != project_id:
             raise NotFound("function", unquote(name))
     return function
-
-
-def asked_handler(version: Version, asked: str | None) -> str:
-    """Return the handler `asked` for, or the first one.
-
-    Raises:
-        Invalid: the version has no such handler.
-    """
-    if asked is not None:
-        if asked not in version.handlers:
-            known = ", ".join(version.handlers)
-            raise Invalid(
-                f"there is no handler {asked[:80]!r}; this version has {known}", "?handler"
-            )
-        return asked
-    return first_handler(version.handlers)
-
-
-@lru_cache(maxsize=1024)
-def first_handler(handlers: tuple[str, ...]) -> str:
-    """Return the one that an invoke means when it names none."""
-    return next(name for name in INVOKE_ORDER if name in handlers)
 
 
 def server_timing(run: Run) -> list[tuple[bytes, bytes]]:

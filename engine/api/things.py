@@ -12,7 +12,6 @@ import msgspec
 from engine.api.edge import check_json
 from engine.api.invocations import (
     RunEnded,
-    asked_handler,
     find_function,
     new_run,
     run_to_end,
@@ -25,6 +24,7 @@ from engine.catalogue import Catalogue, Device
 from engine.clock import iso
 from engine.errors import EngineError
 from engine.events import check_text, read_time
+from engine.handlers import first_handler
 from engine.ids import new_id
 from engine.quotas import EVENT_BYTES_MAX, PARAMS_BYTES_MAX
 from engine.store.device_values import Window, list_resources, read_timeline
@@ -129,7 +129,7 @@ async def _call(ports: Ports, request: Request, token: str, name: str) -> None:
     function = find_function(ports.catalogue, device.project_id, name)
     execution_id = new_id("exe")
     version = function.choose(execution_id)
-    handler = asked_handler(version, None)
+    handler = first_handler(version.handlers)
     run = new_run(execution_id, version, handler, "invoke", params, ports.clock(), device)
     request.execution_id = execution_id
     await run_to_end(ports.dispatcher, run)

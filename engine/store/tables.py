@@ -186,7 +186,7 @@ run_queue: Final = Table(
     Column("id", Text, primary_key=True),  # the execution's id
     Column("project_id", Text, nullable=False),
     Column("function_id", Text, nullable=False),
-    Column("cause", Text, nullable=False),  # write | invoke
+    Column("cause", Text, nullable=False),  # write | invoke | call
     Column("handler", Text, nullable=False),
     Column("event_id", Text),
     Column("device_id", Text),
@@ -205,7 +205,7 @@ executions: Final = Table(
     Column("function_id", Text, nullable=False),
     Column("function", Text, nullable=False),  # its name then
     Column("version", Integer, nullable=False),
-    Column("cause", Text, nullable=False),  # write | invoke | http
+    Column("cause", Text, nullable=False),  # write | invoke | http | call
     Column("handler", Text, nullable=False),
     Column("event_id", Text),
     Column("device_id", Text),

@@ -81,10 +81,12 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "wasi_unstable": "built for an early WASI; build for wasm32-wasip1 (wasm32-wasi)",
     "env": (
         "`env` is what a compiler leaves undefined: link that code in; for AssemblyScript's abort "
-        "use --use abort=..."
+        "use --use abort=..., for Emscripten's functions -sSTANDALONE_WASM"
     ),
+    "a": "built by Emscripten for JavaScript; build with -sSTANDALONE_WASM, or with wasi-sdk",
     "wasi": "threads are not taken; build for wasm32-wasip1 without threads",
     "wbg": "built by wasm-bindgen for browsers; build for wasm32-wasip1",
+    "__wbindgen_placeholder__": "built for wasm-bindgen; build for wasm32-wasip1",
     "gojs": "built by Go for browsers; build with GOOS=wasip1",
     "go": "built by Go for browsers; build with GOOS=wasip1",
 }
@@ -204,14 +206,12 @@ def _imports(module: Module) -> dict[tuple[str, str], FuncType]:
         else:
             missing.append(text + f"({_text(_signature(kind))}; here it is ({_text(wanted)}))")
     if missing:
-        remedies = [remedy for space, remedy in _REMEDIES.items() if space in spaces]
+        remedies = [f". {space}: {_REMEDIES[space]}" for space in _REMEDIES if space in spaces]
         raise _failed(
             "ImportError",
-            f"the module imports what is not here: {_some(missing)}. There are "
-            f"{WASI}.*, engine.call and engine.log"
-            + "".join(f". {space}: {remedy}" for space, remedy in _REMEDIES.items()
-                      if space in spaces and remedies),
-        )  # fmt: skip
+            f"the module imports what is not here: {_some(list(dict.fromkeys(missing)))}. There "
+            f"are {WASI}.*, engine.call and engine.log" + "".join(remedies),
+        )
     return imports
 
 
@@ -234,7 +234,7 @@ def _text(signature: Signature) -> str:
 
 def _some(names: list[str]) -> str:
     more = len(names) - MISSING_SHOWN_MAX
-    shown = ", ".join(name[:120] for name in names[:MISSING_SHOWN_MAX])
+    shown = ", ".join(name[:120] for name in names[:MISSING_SHOWN_MAX] if name)
     return shown + (f" and {more} more" if more > 0 else "")
 
 

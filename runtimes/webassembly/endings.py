@@ -95,8 +95,9 @@ def guest_error(run: GuestRun, error: Exception) -> GuestError:
     if isinstance(error, Trapped):
         return trap_error(error)
     if isinstance(error, Exit):
-        last = f": {run.last_line}" if run.last_line else ""
-        return GuestError(name="ExitError", message=f"{error}{last}"[:4000])
+        words = run.last_words()
+        message = f"{error}: {words}" if words else str(error)
+        return GuestError(name="ExitError", message=message[:4000])
     name = {BadResult: "ResultError", RecursionError: "RangeError"}.get(type(error), "OutOfBounds")
     if isinstance(error, BadImport):
         name = "ImportError"

@@ -88,11 +88,20 @@ class _Turn:
         self.cpu_before_ns = time.clock_gettime_ns(clock)
         self.deadline_ns = time.monotonic_ns() + wall_ms * 1_000_000
         self.asked_count = 0
-        self.wake = threading.Lock()
-        self.wake.acquire()
+        self.wake: threading.Lock | None = None  # made when it first waits
         self.answer: Answer | None = None  # None when it is woken: aborted
         self.stop: Stopped | None = None
         self.stopped_ns = 0
+
+    def ready_to_wait(self) -> "threading.Lock":
+        if self.wake is None:
+            self.wake = threading.Lock()
+            self.wake.acquire()
+        return self.wake
+
+    def go_on(self) -> None:
+        assert self.wake is not None
+        self.wake.release()
 
     def is_stopped(self) -> bool:
         return self.stop is not None
@@ -180,7 +189,7 @@ class Guest:
         """Forget everything; runs that wait are given up."""
         self._closed = True
         for turn in tuple(self._waiting.values()):
-            turn.wake.release()
+            turn.go_on()
         if self._program is not None:
             self._program.close()
 
@@ -210,7 +219,7 @@ class Guest:
             turn = self._waiting.pop(message.run, None)
             if turn is not None:
                 turn.answer = message if type(message) is Answer else None
-                turn.wake.release()
+                turn.go_on()
                 return
         out, self._out = self._out, []
         self.busy = False
@@ -261,18 +270,18 @@ class Guest:
             program.release(run)
         if turn.stop is not None:
             status, value = DoneStatus.STOPPED, turn.stop
-        self._out.append(usage)
         log = run.log_message(last=True)
         if log is not None:
             self._out.append(log)
-        self._out.append(_encode([DONE, start.run, status, value]))
+        self._out.append(_encode([DONE, start.run, status, value, *usage]))
 
-    def _usage(self, turn: _Turn) -> bytes:
+    def _usage(self, turn: _Turn) -> tuple[int, int, int]:
+        """Return CPU in nanoseconds, memory in bytes, fuel."""
         run, program, fuel = turn.run, self._program, 0
         # Stopped from outside, Wasmtime has not written down what it burnt since the last call.
         if program is not None and program.fuel and run.instance is not None and not turn.stop:
             fuel = program.fuel - run.instance.fuel_left()
-        return _encode([USAGE, run.start.run, turn.cpu_ns(), memory_bytes(run), fuel])
+        return turn.cpu_ns(), memory_bytes(run), fuel
 
     def _on_thread(self, turn: _Turn) -> None:
         with self._watching:
@@ -293,16 +302,18 @@ class Guest:
         if turn.is_stopped():
             raise Halted
         turn.asked_count += 1
-        self._out.append(self._usage(turn))  # the engine may end the run before it says more
+        # The engine may end the run before it says more.
+        self._out.append(b"[%d,%d,%d,%d,%d]" % (USAGE, start.run, *self._usage(turn)))
         log = run.log_message(last=False)
         if log is not None:
             self._out.append(log)
         self._out.append(
             b"[%d,%d,%d,%b,%b]" % (CALL, start.run, turn.asked_count, _encode(operation), arguments)
         )
+        wake = turn.ready_to_wait()
         self._waiting[start.run] = turn
         self._hand_on()
-        turn.wake.acquire()
+        wake.acquire()
         answer, turn.answer = turn.answer, None
         if answer is None:
             raise Aborted

@@ -5,6 +5,7 @@ Never:  believes a pointer, a length or a text of the guest's; knows threads.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,9 @@ from runtimes.webassembly.wasmtime_unsafe import U32, Instance, OutOfBounds, Val
 
 REQUEST_BYTES_MAX: Final = 4 * MIB  # of one host call, as in JavaScript
 LINE_CUT: Final = "… [line cut: log limit]"
+WORDS_CHARS_MAX: Final = 500  # of what a guest said, beside its exit status
+# How Go, Rust, Zig and Swift begin to tell of a panic: what they write after it says less.
+_PANIC: Final = re.compile(r"(thread .*)?panic(ked at|:) |fatal error: ", re.IGNORECASE)
 _LEVELS: Final = ("debug", "info", "warn", "error")
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _encode: Final = msgspec.json.encode
@@ -91,7 +95,8 @@ class GuestRun:
     ask: Ask = lambda _operation, _arguments: (False, b"null")
     is_stopped: Callable[[], bool] = lambda: False
     stdout: bytearray = field(default_factory=bytearray)
-    last_line: str = ""
+    _said: str = ""
+    _panic: str = ""
     _answering: bool = False
     _chance_count: int = 0
     _stderr: bytearray = field(default_factory=bytearray)
@@ -251,7 +256,7 @@ class GuestRun:
     # The log.
 
     def log(self, level: str, text: str) -> None:
-        self.last_line = text[:500] or self.last_line
+        self._note(text)
         room = self.start.log_bytes - self._log_units
         if self._logged >= self.start.log_lines or room <= 0:
             self._dropped += 1
@@ -272,6 +277,29 @@ class GuestRun:
         message = _encode([LOG, self.start.run, self._log, dropped])
         self._log = []
         return message
+
+    def last_words(self) -> str:
+        """Return why the guest gave up, as far as it said so; "" if it said nothing at all.
+
+        That is a panic's message, or the last line of stderr that does not just add to the one
+        before, as those of a stack do; or of stdout, if it wrote to nothing else.
+        """
+        self._flush_stderr()
+        if not self._said:
+            self._note(self.stdout[-WORDS_CHARS_MAX:].decode("utf-8", "replace"))
+        return self._panic or self._said
+
+    def _note(self, text: str) -> None:
+        first, last = text.lstrip().partition("\n")[0], text.rstrip().rpartition("\n")[2]
+        if not last:
+            return
+        if not self._said or not last[0].isspace():
+            self._said = last.lstrip()[:WORDS_CHARS_MAX]
+        words = first.rstrip()[:WORDS_CHARS_MAX]
+        if self._panic.endswith(":"):  # Rust since 1.73 has the message on a line of its own
+            self._panic += f" {words}"
+        elif not self._panic and _PANIC.match(words):
+            self._panic = words
 
     def unsent_log(self) -> list[str]:
         """Return the lines, each `level text`, that the end of the cell would lose."""

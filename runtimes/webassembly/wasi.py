@@ -37,8 +37,8 @@ class Exit(Exception):
     """The guest's: it called proc_exit."""
 
     def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(f"exit status {status}")
+        self.status = status  # of 32 bits
+        super().__init__(f"exit status {status - (status >> 31 << 32)}")
 
 
 class World(Protocol):
@@ -210,13 +210,15 @@ class Wasi:
         if count > VECTORS_MAX:
             return _INVAL
         world = self._world
-        vectors = list(_PAIR.iter_unpack(world.read(vectors_at, count * _PAIR.size)))
-        start = world.stdin_at
+        vectors = _PAIR.iter_unpack(world.read(vectors_at, count * _PAIR.size))
+        start = end = world.stdin_at
         for at, length in vectors:
-            data = world.stdin[world.stdin_at : world.stdin_at + length]
-            world.write(at, data)
-            world.stdin_at += len(data)
-        world.write(read_at, _U32.pack(world.stdin_at - start))
+            data = world.stdin[end : end + length]
+            if data:
+                world.write(at, data)
+                end += len(data)
+        world.write(read_at, _U32.pack(end - start))
+        world.stdin_at = end
         return SUCCESS
 
     def fd_write(self, descriptor: int, vectors_at: int, count: int, written_at: int) -> int:
@@ -225,12 +227,16 @@ class Wasi:
         if count > VECTORS_MAX:
             return _INVAL
         world = self._world
-        written = 0
+        parts: list[bytes] = []
+        room = WRITE_BYTES_MAX
         for at, length in _PAIR.iter_unpack(world.read(vectors_at, count * _PAIR.size)):
-            part = min(length, WRITE_BYTES_MAX - written)
-            world.stream(descriptor, world.read(at, part))
-            written += part
-        world.write(written_at, _U32.pack(written))
+            if length:  # C libraries write their buffer, often empty, and what comes after it
+                parts.append(world.read(at, min(length, room)))
+                room -= len(parts[-1])
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if data:
+            world.stream(descriptor, data)
+        world.write(written_at, _U32.pack(len(data)))
         return SUCCESS
 
     def fd_close(self, descriptor: int) -> int:

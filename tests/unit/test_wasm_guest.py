@@ -100,7 +100,8 @@ class Cell:
 
 
 def done(output: list[Any]) -> dict[int, Any]:
-    return {message[1]: message[2:] for message in output if message[0] == 0}
+    """Return status and value of each run that ended."""
+    return {message[1]: message[2:4] for message in output if message[0] == 0}
 
 
 def said(output: list[Any]) -> list[Any]:
@@ -133,9 +134,8 @@ def test_a_batch_has_one_output(cell_of: Callable[..., Cell]) -> None:
     output = cell.send(*(cell.start(n, n * 0) for n in range(1, 41)))
 
     assert done(output) == {n: ["ok", 0] for n in range(1, 41)}
-    usages = [message for message in output if message[0] == 3]
-    assert [usage[1] for usage in usages] == list(range(1, 41))
-    assert all(usage[2] > 0 and usage[3] == 131_072 for usage in usages)
+    assert [message[1] for message in output] == list(range(1, 41))
+    assert all(cpu_ns > 0 and memory == 131_072 for *_, cpu_ns, memory, _ in output)
     assert cell.loaded == {"handlers": ["default"], "kind": "core", "log": []}
 
 
@@ -256,7 +256,7 @@ def test_fuel_is_counted_and_the_same_every_time(cell_of: Callable[..., Cell]) -
     first = cell.send(cell.start(1, 0), cell.start(2, 0))
     output = spins.send(spins.start(1, 0))
 
-    used = {message[1]: message[4] for message in first if message[0] == 3}
+    used = {message[1]: message[6] for message in first if message[0] == 0}
     assert used[1] == used[2] > 0
     assert done(output)[1] == [
         "stopped",

@@ -125,7 +125,7 @@ function invokeClassic(handler, input) {
 // What a version may reach, by name. Each run has its own object, so that a call is the run's own
 // even when its code goes on in another run's turn (two that wait for one promise).
 function envOf(run) {
-  const env = { DEVICES: devicesOf(run) };
+  const env = { FN: functionsOf(run), DEVICES: devicesOf(run) };
   for (const name in bindings.variables) env[name] = bindings.variables[name];
   for (const name in bindings.secrets) env[name] = bindings.secrets[name];
   for (const name in bindings.connections) {
@@ -133,6 +133,10 @@ function envOf(run) {
     env[name] = { kind, send: (message) => ask(run, "connection.send", { connection: name, message }) };
   }
   return freeze(env);
+}
+
+function functionsOf(run) {
+  return { call: (name, payload = null, options) => ask(run, "function.call", { function: name, payload, ...options }) };
 }
 
 function devicesOf(run) {
