@@ -285,12 +285,6 @@ _BINARIES: Final[dict[str, tuple[str, Callable[[], bytes]]]] = {
         "expect: refused locals",
         lambda: module(bodies=[body(b"", locals_of(0xFFFF_FFFF))]),
     ),
-    "br_table_of_a_million": (
-        "expect: refused br_table",
-        lambda: module(
-            bodies=[body(BLOCK + ZERO + b"\x0e" + leb(1_000_000) + b"\0" * 1_000_001 + END)]
-        ),
-    ),
     "types_more_than_a_million": (
         "expect: refused types count",
         lambda: module(types=[_TYPES[NOTHING]] * 1_000_001),
