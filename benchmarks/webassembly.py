@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import extism
+import psutil
 import wasmtime
 
 from runtimes.contract import GuestError, Runtime, ToCell, packed
@@ -87,6 +88,7 @@ def webassembly(bench: "Bench") -> None:
         bench.add(f"(f) {what}", figure, "ms")
     _over_http(bench)
     _first_calls(bench)
+    _memory(bench)
 
 
 def _over_http(bench: "Bench") -> None:
@@ -117,6 +119,33 @@ def _first_calls(bench: "Bench") -> None:
     bench.add(
         f"(f) first call after the upload of {what}, p50", median(firsts), "ms", 25, most=True
     )
+
+
+def _memory(bench: "Bench") -> None:
+    """Of a project's cell, and of what each loaded function adds to it and to the engine."""
+
+    engine = psutil.Process(bench.process.pid)
+
+    def cells() -> dict[int, int]:
+        zygote = next(iter(engine.children()))
+        return {cell.pid: cell.memory_full_info().uss for cell in zygote.children()}
+
+    binary, count = _binary(ECHO % _padding(10 * 1024)), 50
+    _deploy(bench, "wasm_first", binary)
+    bench.post("/v1/functions/wasm_first/invoke", "x")
+    time.sleep(0.5)
+    before, engine_before = cells(), engine.memory_full_info().uss
+    for n in range(count):
+        _deploy(bench, f"wasm_idle_{n}", binary)
+        bench.post(f"/v1/functions/wasm_idle_{n}/invoke", "x")
+    time.sleep(0.5)
+    after, engine_after = cells(), engine.memory_full_info().uss
+    # The project's cell is the one that has grown; the others are blank, or of JavaScript.
+    cell = max(before.keys() & after.keys(), key=lambda pid: after[pid] - before[pid])
+    added = (after[cell] - before[cell] + engine_after - engine_before) / count / 1e6
+    what = f"memory per idle function of {len(binary) // 1024} KB"
+    bench.add(f"(f) wasm: {what}", added, "MB")
+    bench.add("(f) wasm: memory per project cell", before[cell] / 1e6, "MB")
 
 
 def _padding(size: int) -> str:

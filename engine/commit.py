@@ -15,11 +15,12 @@ import structlog
 from engine.catalogue import Catalogue
 from engine.events import Events
 from engine.metrics import Metrics
-from engine.run import CallEffect, Run, WriteEffect
+from engine.run import CallEffect, KeyValueEffect, Run, WriteEffect
 from engine.stacks import authors_stack
 from engine.store.deliveries import delivery_row
 from engine.store.journal import Commit, Journal
-from engine.store.tables import deliveries, executions, run_queue
+from engine.store.kv import put_row
+from engine.store.tables import deliveries, executions, kv, run_queue
 from engine.tails import Tails
 from runtimes.contract import GuestError, Outcome
 
@@ -108,6 +109,8 @@ class Settler:
                 caused.append(_called(run, effect, commit, now_ms))
                 called = {"function": effect.version.function, "execution_id": effect.execution_id}
                 shown.append({"kind": "call", **called})
+            elif isinstance(effect, KeyValueEffect):
+                shown.append(_kept(run, effect, commit, now_ms))
             else:
                 row = delivery_row(
                     delivery_id=effect.id,
@@ -144,6 +147,19 @@ class Settler:
             run.outcome, run.unstored = Outcome.FAILED, True
             run.error = GuestError(name="StoreFailed", message="the result could not be stored")
             run.on_end(run)
+
+
+def _kept(run: Run, effect: KeyValueEffect, commit: Commit, now_ms: int) -> dict[str, Any]:
+    """Put one change of the key-value store into the commit, and return what is shown of it."""
+    key = (run.project_id, effect.namespace, effect.key)
+    if effect.value is None:
+        commit.remove(kv, key)
+    else:
+        commit.put(kv, put_row(*key, effect.value, effect.expires_ms, now_ms))
+    operation = "delete" if effect.value is None else "put"
+    return {
+        "kind": "kv", "namespace": effect.namespace, "key": effect.key, "operation": operation,
+    }  # fmt: skip
 
 
 def _called(run: Run, effect: CallEffect, commit: Commit, now_ms: int) -> Run:

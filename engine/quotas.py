@@ -32,6 +32,12 @@ VARIABLES_MAX: Final = 128
 SECRETS_MAX: Final = 128
 TRIGGER_KEYS_MAX: Final = 100
 DEVICE_TAGS_MAX: Final = 64
+KV_KEY_BYTES_MAX: Final = 512  # as UTF-8
+KV_VALUE_BYTES_MAX: Final = 64 * KIB  # as JSON
+KV_TTL_S_MIN: Final = 60
+KV_TTL_S_MAX: Final = 365 * 24 * 3600
+KV_LIST_KEYS: Final = 100  # of one host call, unless it asks for another number
+KV_LIST_KEYS_MAX: Final = 1_000
 MEMORY_MB_MIN: Final = 8  # V8 needs some 4 MB for itself
 WASM_ARGS_MAX: Final = 64
 WASM_ARGS_BYTES_MAX: Final = 8 * KIB  # of all of them, each with its end
@@ -174,9 +180,16 @@ def published() -> dict[str, Any]:
             "device_writes": run.device_writes,
             "deliveries": run.deliveries,
             "effect_bytes": run.effect_bytes,
+            "kv_operations": run.kv_operations,
             "trigger_depth": TRIGGER_DEPTH_MAX,
             "function_calls": run.function_calls,
             "call_depth": CALL_DEPTH_MAX,
+        },
+        "kv": {
+            "key_bytes": KV_KEY_BYTES_MAX,
+            "value_bytes": KV_VALUE_BYTES_MAX,
+            "ttl_seconds": {"min": KV_TTL_S_MIN, "max": KV_TTL_S_MAX},
+            "list_keys": {"default": KV_LIST_KEYS, "max": KV_LIST_KEYS_MAX},
         },
         "wasm": {
             "wasm_bytes": WASM_BYTES_MAX,

@@ -47,6 +47,19 @@ class CallEffect:
     payload: bytes  # JSON
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyValueEffect:
+    """A key of the project's store that the run wants to have a value, or none."""
+
+    namespace: str
+    key: str
+    value: str | None  # JSON; None: the key goes
+    expires_ms: int | None = None
+
+
+Effect = WriteEffect | DeliveryEffect | CallEffect | KeyValueEffect
+
+
 class Run(msgspec.Struct, kw_only=True, eq=False):
     """The first block never changes; the rest is reset when the run has to start again.
 
@@ -83,9 +96,10 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     calls_count: int = 0
     network_count: int = 0
     writes_count: int = 0
+    kv_count: int = 0
     effect_bytes: int = 0
     timers: list[asyncio.Task[None]] = msgspec.field(default_factory=list)  # end with the run
-    effects: list[WriteEffect | DeliveryEffect | CallEffect] = msgspec.field(default_factory=list)
+    effects: list[Effect] = msgspec.field(default_factory=list)
     open_effects: int = 0  # effect calls still being checked; the end waits for them
     awaits_effects: Callable[[], None] | None = None  # ends the run after the last of them
     transcript: list[bytes] = msgspec.field(
@@ -128,6 +142,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
         self.losses += 1
         self.started_ns = self.cpu_ns = self.own_cpu_ns = self.fuel = 0
         self.calls_count = self.network_count = self.writes_count = self.effect_bytes = 0
+        self.kv_count = 0
         self.stop_timers()
         self.effects = []
         self.open_effects = 0

@@ -30,9 +30,11 @@ from engine.hostcalls.connections import send
 from engine.hostcalls.devices import Devices
 from engine.hostcalls.fetch import Fetch
 from engine.hostcalls.functions import Functions
+from engine.hostcalls.kv import KeyValues
 from engine.hostcalls.network import Network
 from engine.hostcalls.timers import timer
 from engine.ids import new_id
+from engine.kv import Sweeper
 from engine.metrics import Metrics
 from engine.outbox import Outbox
 from engine.programs import Programs
@@ -105,6 +107,8 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
         database.migrate()
         journal = Journal(database)
         stack.push_async_callback(journal.close)
+        sweeper = Sweeper(journal, clock)
+        stack.push_async_callback(sweeper.close)
         new_admin_key = await _first_start(settings, database, journal, clock)
         catalogue = Catalogue(database, vault, clock)
         await catalogue.load()
@@ -177,6 +181,7 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             checks=_checks(database, sandbox),
             new_admin_key=new_admin_key,
         )
+        sweeper.start()
         await outbox.start()
         stack.push_async_callback(outbox.close)
         await backlog.start()
@@ -186,12 +191,17 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
 
 def _broker(catalogue: Catalogue, database: Database, egress: Egress, clock: Clock) -> Broker:
     devices = Devices(catalogue, database, clock)
+    key_values = KeyValues(database, clock)
     network = Network(Fetch(egress))
     return Broker(
         {
             "devices.values": devices.values,
             "devices.write": devices.write,
             "devices.list": devices.list,
+            "kv.get": key_values.get,
+            "kv.put": key_values.put,
+            "kv.delete": key_values.delete,
+            "kv.list": key_values.list,
             "connection.send": send,
             "function.call": Functions(catalogue).call,
             "fetch": network.fetch,

@@ -55,6 +55,7 @@ class Limits:
     effect_bytes: int = 4 * MIB  # of values and messages together
     deliveries: int = 20
     function_calls: int = 100
+    kv_operations: int = 100  # on the key-value store, reads included
     fuel: int = 0  # WebAssembly instructions, about; 0: not metered
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class Limits:
         assert 8 <= self.memory_mb <= 512, self  # noqa: PLR2004 - V8 needs some 4 MB for itself
         assert self.log_bytes >= 1024, self  # noqa: PLR2004 - room for the truncation line
         assert self.network_requests <= self.host_calls, self
+        assert self.kv_operations <= self.host_calls, self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ _bearer = HTTPBearer(
     description=(
         "An API key, `cck_...`. Scopes: `admin` (everything, in every project: name another with "
         "the header `X-Project`), `develop` (functions, triggers, secrets, connections), "
-        "`operate` (devices, products, deliveries), `ingest` (device writes). `develop` and "
+        "`operate` (devices, products, deliveries, keys), `ingest` (device writes). `develop` and "
         "`operate` may read everything and invoke."
     ),
 )

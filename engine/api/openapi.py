@@ -106,7 +106,9 @@ def methods_by_path(app: FastAPI) -> Callable[[str], Sequence[str]]:
 
 def _route(entry: tuple[str, dict[str, Any]]) -> tuple[re.Pattern[str], tuple[str, ...]]:
     template, operations = entry
-    pattern = re.sub(r"\\\{path\\\}$", ".*", re.escape(template))
+    # The rest of the path, slashes too: of a function's URL, and keys of the key-value store.
+    rest = r"\\\{path\\\}$|(?<=/\\\{namespace\\\}/)\\\{key\\\}$"
+    pattern = re.sub(rest, ".*", re.escape(template))
     pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", pattern)
     methods = {method.upper() for method in operations if method in _METHODS}
     methods |= {"OPTIONS", *({"HEAD"} if "GET" in methods else ())}

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from engine.cli import deploy as deploying
-from engine.cli import devices, doctor, functions, history, invoke, logs, serve, vault
+from engine.cli import devices, doctor, functions, history, invoke, kv, logs, serve, vault
 from engine.cli.session import Session, Verb, command_of
 
 URL: Final = "http://127.0.0.1:8700"
@@ -24,6 +24,7 @@ GROUPS: Final = {
     "deliveries": "Messages sent to providers.",
     "products": "Kinds of device.",
     "devices": "Devices and their values.",
+    "kv": "The key-value store that functions share.",
     "secret": "Secrets for functions.",
     "connection": "Providers' credentials.",
 }
@@ -139,6 +140,15 @@ COMMANDS: Final = (
         devices.devices_read,
         "cloudcode devices read dev_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f temp --limit 10",
     ),
+    _command(
+        "kv put",
+        kv.kv_put,
+        "cloudcode kv put last-report 2010-10-29",
+        """cloudcode kv put limits '{"hot": 75}' --namespace config --ttl-seconds 86400""",
+    ),
+    _command("kv get", kv.kv_get, "cloudcode kv get limits --namespace config"),
+    _command("kv list", kv.kv_list, "cloudcode kv list --prefix last- --limit 500"),
+    _command("kv delete", kv.kv_delete, "cloudcode kv delete last-report"),
     _command(
         "secret put",
         vault.secret_put,

@@ -82,17 +82,28 @@ class Client:
         path: str,
         *,
         body: Any = None,
+        body_json: str = "",
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         answer_s: float = ANSWER_S,
     ) -> httpx.Response:
         """Return the whole answer, for those who need its headers.
 
+        Args:
+            method: of HTTP.
+            path: on the engine.
+            body: sent as JSON; None: no body.
+            body_json: instead of `body`, a text that is JSON already, which may be null.
+            query: without what is None or empty.
+            headers: besides those of every request.
+            answer_s: how long to wait for the answer.
+
         Raises:
             Unreachable: no connection, or no answer within `answer_s`.
             Refused: the status is an error.
         """
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        text = body_json if body is None else json.dumps(body, ensure_ascii=False)
+        content = text.encode() or None
         try:
             response = self._http.request(
                 method,

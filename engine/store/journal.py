@@ -9,7 +9,7 @@ statement holds the interpreter lock once, however many rows it carries.
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
@@ -45,6 +45,8 @@ class Commit(msgspec.Struct, eq=False):
     inserts: dict[Table, list[Row]] = msgspec.field(default_factory=dict)
     inserts_new: dict[Table, list[Row]] = msgspec.field(default_factory=dict)  # unless present
     deletes: dict[Table, list[str]] = msgspec.field(default_factory=dict)  # by the column `id`
+    # By primary key: the row that it shall have from now on, or None: it goes. The last one counts.
+    last_words: dict[Table, dict[Row, Row | None]] = msgspec.field(default_factory=dict)
     change: Change | None = None
     stored: list[Callable[[], None]] = msgspec.field(default_factory=list)  # told: on disk
     done: Callable[[Any, BaseException | None], None] | None = None
@@ -57,6 +59,15 @@ class Commit(msgspec.Struct, eq=False):
 
     def delete(self, table: Table, row_id: str) -> None:
         self.deletes.setdefault(table, []).append(row_id)
+
+    def put(self, table: Table, row: Row) -> None:
+        """Insert the row, or replace the one with its primary key, which its first columns are."""
+        key = row[: len(table.primary_key.columns)]
+        self.last_words.setdefault(table, {})[key] = row
+
+    def remove(self, table: Table, key: Row) -> None:
+        """Delete the row with this primary key, if there is one."""
+        self.last_words.setdefault(table, {})[key] = None
 
 
 class Journal:
@@ -242,6 +253,11 @@ class Journal:
                 self._insert(connection, table, rows, kind)
         for table, ids in _gather(commit.deletes for commit in good).items():
             self._delete(connection, table, ids)
+        for table, words in _last_words(good).items():
+            # Each key stands in one statement, once: PostgreSQL upserts no row twice in one.
+            puts = [row for row in words.values() if row is not None]
+            self._insert(connection, table, puts, "puts")
+            self._remove(connection, table, [key for key, row in words.items() if row is None])
         connection.commit()
         return answers
 
@@ -254,6 +270,11 @@ class Journal:
         for chunk in _chunks(ids):
             connection.exec_driver_sql(self._statement("deletes", table, len(chunk)), tuple(chunk))
 
+    def _remove(self, connection: Connection, table: Table, keys: Sequence[Row]) -> None:
+        for chunk in _chunks(keys):
+            sql = self._statement("removes", table, len(chunk))
+            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
+
     def _statement(self, kind: str, table: Table, count: int) -> str:
         known = self._sql.get((kind, table, count))
         if known is None:
@@ -265,9 +286,20 @@ class Journal:
 def _sql(kind: str, table: Table, count: int, mark: str) -> str:
     if kind == "deletes":
         return f'DELETE FROM "{table.name}" WHERE id IN ({",".join([mark] * count)})'  # noqa: S608
+    key = ",".join(f'"{column.name}"' for column in table.primary_key.columns)
+    if kind == "removes":
+        row = "(" + ",".join([mark] * len(table.primary_key.columns)) + ")"
+        rows = ",".join([row] * count)
+        # Not straight `IN (VALUES ...)`: SQLite would read the whole table for it.
+        named = f"SELECT * FROM (VALUES {rows}) AS named"  # noqa: S608
+        return f'DELETE FROM "{table.name}" WHERE ({key}) IN ({named})'  # noqa: S608
     row = "(" + ",".join([mark] * len(table.columns)) + ")"
     columns = ",".join(f'"{column.name}"' for column in table.columns)
     tail = " ON CONFLICT DO NOTHING" if kind == "inserts_new" else ""
+    if kind == "puts":
+        others = [column.name for column in table.columns if not column.primary_key]
+        changes = ",".join(f'"{name}"=excluded."{name}"' for name in others)
+        tail = f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
     return f'INSERT INTO "{table.name}" ({columns}) VALUES {",".join([row] * count)}{tail}'  # noqa: S608
 
 
@@ -281,6 +313,14 @@ def _gather(parts: Any) -> dict[Table, list[Any]]:
             else:
                 known.extend(rows)
     return gathered
+
+
+def _last_words(commits: Iterable[Commit]) -> dict[Table, dict[Row, Row | None]]:
+    words: dict[Table, dict[Row, Row | None]] = {}
+    for commit in commits:  # in their order: the later one wins
+        for table, said in commit.last_words.items():
+            words.setdefault(table, {}).update(said)
+    return words
 
 
 def _chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata: Final = MetaData(
@@ -244,6 +245,27 @@ connections: Final = Table(
     Column("sealed", LargeBinary, nullable=False),  # credentials
     Column("settings", Text, nullable=False),  # JSON
     Column("updated_ms", BigInteger, nullable=False),
+)
+
+# Bytes decide the order, as in SQLite and Python: other collations would break lists by prefix.
+_IN_BYTES: Final = Text().with_variant(Text(collation="C"), "postgresql")
+
+kv: Final = Table(
+    "kv",
+    metadata,
+    Column("project_id", Text, ForeignKey("projects.id"), primary_key=True),
+    Column("namespace", Text, primary_key=True),
+    Column("key", _IN_BYTES, primary_key=True),
+    Column("expires_ms", BigInteger),
+    Column("updated_ms", BigInteger, nullable=False),
+    # Last: SQLite reads a row from its start, and lists want only what stands before.
+    Column("value", Text, nullable=False),  # JSON
+    Index(
+        None,
+        "expires_ms",
+        sqlite_where=text("expires_ms IS NOT NULL"),
+        postgresql_where=text("expires_ms IS NOT NULL"),
+    ),
 )
 
 deliveries: Final = Table(

@@ -15,6 +15,7 @@ from runtimes.contract import GuestError, LoadFailed
 
 WASI: Final = "wasi_snapshot_preview1"
 ENGINE: Final = "engine"
+PAGE_BYTES: Final = 65_536  # of linear memory
 MISSING_SHOWN_MAX: Final = 20
 
 Signature = tuple[str, str]  # parameters and results, a letter each: i for i32, I for i64
@@ -108,6 +109,7 @@ class Shape:
     alloc: str  # the export that makes room for what the engine hands over; "" for none
     handle: str
     initialize: bool
+    memory_bytes: int  # at the start
 
 
 def shape_of(module: Module, names: Mapping[str, str]) -> Shape:
@@ -124,7 +126,8 @@ def shape_of(module: Module, names: Mapping[str, str]) -> Shape:
     exports = {export.name: export.type for export in module.exports}
     alloc, handle = names.get("alloc", "alloc"), names.get("handle", "handle")
     found = {name: _signature(kind) for name, kind in exports.items() if isinstance(kind, FuncType)}
-    if not isinstance(exports.get("memory"), MemoryType):
+    memory = exports.get("memory")
+    if not isinstance(memory, MemoryType):
         raise _failed("ExportError", "the module exports no memory named `memory`")
     if handle in found:
         wrong = [
@@ -157,6 +160,7 @@ def shape_of(module: Module, names: Mapping[str, str]) -> Shape:
         alloc=alloc if found.get(alloc) == _ALLOC else "",
         handle=handle,
         initialize=kind is Kind.CORE and "_initialize" in found,
+        memory_bytes=memory.limits.min * PAGE_BYTES,
     )
 
 

@@ -19,6 +19,7 @@ from runtimes.webassembly.wasmtime_unsafe import (
     STACK_BYTES,
     TRAP_FUEL,
     TRAP_STACK,
+    TRAP_UNCAUGHT,
     ModuleRefused,
     OutOfBounds,
     Trapped,
@@ -43,6 +44,8 @@ _REASONS: Final[Mapping[int, str]] = {  # by number in <wasmtime/trap.h>
     10: "interrupted",
     11: "out of fuel",
     13: "null reference",
+    TRAP_UNCAUGHT: "uncaught exception",
+    -1: "uncaught exception",  # the one trap that comes out of the C functions without a number
 }
 _FULL: Final = 0.9  # of its memory: a guest that fails here failed for want of more
 _NOTABLE: Final = 0.25
@@ -63,6 +66,10 @@ def ending_of(run: GuestRun, program: Program, error: Exception) -> tuple[DoneSt
     """Return status and value of the DONE message for what ended a run."""
     if isinstance(error, OutputTooLarge):
         return DoneStatus.OUTPUT, error.used
+    if isinstance(error, ModuleRefused) and not run.starting:  # its exceptions have filled it
+        hit = LimitHit(name="memory_mb", value=program.memory_mb(run), used=program.memory_mb(run))
+        told = GuestError(name="MemoryError", message=str(error)[:4000])
+        return DoneStatus.STOPPED, Stopped(outcome=Outcome.MEMORY_EXCEEDED, limit=hit, error=told)
     if isinstance(error, ModuleRefused | MemoryError):
         message = f"there is no room in the cell for the instance's memory: {error}"
         told = GuestError(name="MemoryError", message=message[:4000])
@@ -82,7 +89,8 @@ def ending_of(run: GuestRun, program: Program, error: Exception) -> tuple[DoneSt
         hit = LimitHit(name="memory_mb", value=memory_mb, used=used_mb)
         return DoneStatus.STOPPED, Stopped(outcome=Outcome.MEMORY_EXCEEDED, limit=hit, error=told)
     message = told.message
-    if isinstance(error, Trapped | Exit) and share >= _NOTABLE:
+    grew = memory_bytes(run) > program.shape.memory_bytes
+    if isinstance(error, Trapped | Exit) and grew and share >= _NOTABLE:
         message += (
             f" (its memory had {memory_bytes(run) / MIB:.1f} of {memory_mb} MB: perhaps it "
             "asked for more than was left)"
@@ -93,7 +101,9 @@ def ending_of(run: GuestRun, program: Program, error: Exception) -> tuple[DoneSt
 def guest_error(run: GuestRun, error: Exception) -> GuestError:
     """Return the error as its author is told."""
     if isinstance(error, Trapped):
-        return trap_error(error)
+        told = trap_error(error)
+        words = run.last_words() if told.message == "unreachable" else ""  # of abort, assert, panic
+        return replace(told, message=f"unreachable: {words}"[:4000]) if words else told
     if isinstance(error, Exit):
         words = run.last_words()
         message = f"{error}: {words}" if words else str(error)

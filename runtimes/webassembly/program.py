@@ -4,6 +4,7 @@ Path:   guest -> `compile_module`, `Program` -> wasmtime_unsafe
 Never:  runs two guests in one instance at a time; keeps an instance that did not end well.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -27,6 +28,15 @@ KEPT_MAX: Final = 4  # instances of a version with `reuse` that wait for their n
 _ALLOC, _HANDLE = 0, 1  # places among the linked functions of a core module
 _START = 0  # ... and of a command
 _PLAIN, _WITH_LINES = b"p", b"l"  # what stands before a compiled module: does it carry DWARF?
+_PROPOSALS: Final[Mapping[str, str]] = {  # a word of the validator's: what the author can do
+    "threads": "build without threads: for wasm32-wasip1, without -pthread or +atomics",
+    "shared memory": "build without threads: for wasm32-wasip1, without -pthread or +atomics",
+    "gc feature": "languages that need WebAssembly's garbage collector are not taken yet",
+    "gc proposal": "languages that need WebAssembly's garbage collector are not taken yet",
+    "memory64": "build for 32 bits: wasm32-wasip1",
+    "multiple memories": "build with one memory: wasm-opt --multi-memory-lowering",
+    "legacy exceptions": "build with -mllvm -wasm-use-legacy-eh=false",
+}
 MAGIC: Final = b"\0asm"
 _COMPONENT: Final = b"\0asm\x0d\0\x01\0"
 
@@ -84,7 +94,7 @@ def compile_module(header: BuildHeader, binary: bytes) -> bytes:
     try:
         program = engine.compile(binary)
     except ModuleRefused as error:
-        raise _refused(str(error)) from None
+        raise _refused(_with_remedy(str(error))) from None
     if len(program) > PROGRAM_BYTES_MAX:
         raise _refused(
             f"compiled it has {len(program) // MIB} MB; the most is {PROGRAM_BYTES_MAX // MIB} MB: "
@@ -206,6 +216,13 @@ class Program:
 
 class BadPointer(Exception):
     """The guest's: it named memory that it does not have."""
+
+
+def _with_remedy(text: str) -> str:
+    """Return the compiler's complaint on one line, and what to do about a proposal not taken."""
+    text = ": ".join(" ".join(part.split()) for part in text.split("Caused by:"))
+    found = next((remedy for word, remedy in _PROPOSALS.items() if word in text), "")
+    return f"{text}; {found}" if found else text
 
 
 def _says_lines(binary: bytes) -> bool:

@@ -5,6 +5,7 @@ Never:  lets through text that is not JSON.
 """
 
 import base64
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Final
 
@@ -27,6 +28,10 @@ class BadResult(Exception):
     """The guest's: its result is not what its handler has to give."""
 
 
+class _Binary(msgspec.Struct, forbid_unknown_fields=True):
+    base64: str
+
+
 class _Request(msgspec.Struct):
     body: str | None = None
     body_base64: bool = False
@@ -35,7 +40,8 @@ class _Request(msgspec.Struct):
 def input_of(text: bytes, io: Io, handler: str) -> bytes:
     """Return what the guest gets: the JSON as it is.
 
-    With TEXT: a JSON string's bare text, and of a request its body, as a CGI program would.
+    With TEXT: a JSON string's bare text, nothing for null, the bytes of {"base64": "..."}, and of
+    a request its body, as a CGI program would.
     """
     if io is Io.JSON:
         return text
@@ -43,7 +49,17 @@ def input_of(text: bytes, io: Io, handler: str) -> bytes:
         request = msgspec.json.decode(text, type=_Request)
         body = request.body or ""
         return base64.b64decode(body) if request.body_base64 else body.encode()
-    return msgspec.json.decode(text, type=str).encode() if text.startswith(b'"') else text
+    if text.startswith(b'"'):
+        return msgspec.json.decode(text, type=str).encode()
+    return b"" if text == b"null" else _bytes_of(text)
+
+
+def _bytes_of(text: bytes) -> bytes:
+    """Return what `{"base64": "..."}` stands for, as results have it; other JSON as it is."""
+    if text.startswith(b"{"):
+        with suppress(msgspec.MsgspecError, ValueError):
+            return base64.b64decode(msgspec.json.decode(text, type=_Binary).base64, validate=True)
+    return text
 
 
 def result_of(data: bytes, io: Io, handler: str, *, strict: bool) -> bytes:

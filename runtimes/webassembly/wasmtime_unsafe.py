@@ -29,6 +29,9 @@ U32: Final = 0xFFFF_FFFF
 TRAP_STACK: Final = 0
 TRAP_INTERRUPT: Final = 10
 TRAP_FUEL: Final = 11
+TRAP_UNCAUGHT: Final[int] = (  # another number in each version
+    c.wasmtime_trap_code_enum.WASMTIME_TRAP_CODE_UNCAUGHT_EXCEPTION.value
+)
 
 Values = Any  # ctypes array of wasmtime_val_raw: arguments in, results out
 
@@ -108,7 +111,6 @@ class WasmEngine:
         config.wasm_threads = False
         config.wasm_memory64 = False
         config.wasm_multi_memory = False
-        config.wasm_exceptions = False
         config.wasm_gc = False
         config.wasm_function_references = False
         config.wasm_stack_switching = False
@@ -228,6 +230,7 @@ def _called(number: int, caller: Any, values: Values, _count: int) -> int:
     """Do one call of an import; a trap's address tells Wasmtime that the run is over."""
     instance = _here.instance
     assert instance is not None
+    instance.forget_memory()
     try:
         if instance.imports.instance is not instance:
             instance.find_memory(caller)  # called from the module's start function
@@ -282,8 +285,8 @@ class Linked:
 class Instance:
     """One instance in a store of its own. Used by one thread at a time; closed by its user."""
 
-    __slots__ = ("_at", "_context", "_lines", "_memory", "_room", "_store", "_values", "imports",
-                 "names", "raised")  # fmt: skip
+    __slots__ = ("_at", "_base", "_context", "_lines", "_memory", "_room", "_size", "_store",
+                 "_values", "imports", "names", "raised")  # fmt: skip
 
     def __init__(self, linked: Linked, imports: Imports, memory_bytes: int, fuel: int) -> None:
         self.imports = imports
@@ -293,6 +296,7 @@ class Instance:
         self._values = self._room.values
         self._at = at = ctypes.addressof(self._room)
         self._memory = at + _MEMORY + _ITEM
+        self._base, self._size = 0, -1  # of the memory; -1: look, it may have grown
         engine = linked.engine
         self._lines = engine.lines
         self._store: int | None = _store_new(engine.pointer, None, None)
@@ -321,6 +325,10 @@ class Instance:
         there = _caller_export_get(_address(caller), _MEMORY_NAMED, 6, self._at + _MEMORY)
         assert there
         self.imports.instance = self
+
+    def forget_memory(self) -> None:
+        """Look anew where the memory is: it grows only while the guest's own code runs."""
+        self._size = -1
 
     def allow(self, fuel: int | None) -> None:
         """Let the guest run until the next rise of the epoch, on so much fuel."""
@@ -389,15 +397,18 @@ class Instance:
             error = _func_call(self._context, function, at + _VALUES, 2, at + _TRAP)
         finally:
             _here.instance = before
+            self._size = -1
         if error or self._room.trap:
             self._check(error)
         return int(values[0].i64) & 0xFFFF_FFFF_FFFF_FFFF
 
     def _within(self, pointer: int, length: int) -> int:
-        size = _memory_size(self._context, self._memory)
-        if not 0 <= pointer <= pointer + length <= size:
-            raise OutOfBounds(pointer, length, size)
-        return int(_memory_data(self._context, self._memory) or 0) + pointer
+        if self._size < 0:
+            self._size = int(_memory_size(self._context, self._memory))
+            self._base = int(_memory_data(self._context, self._memory) or 0)
+        if not 0 <= pointer <= pointer + length <= self._size:
+            raise OutOfBounds(pointer, length, self._size)
+        return self._base + pointer
 
     def _check(self, error: int | None) -> None:
         """Raise what an import raised, or what Wasmtime says."""

@@ -278,6 +278,8 @@ SCOPED = {
     ("PUT", "/v1/connections/X"): DEVELOP, ("GET", "/v1/connections"): READ,
     ("DELETE", "/v1/connections/X"): DEVELOP, ("GET", "/v1/deliveries"): READ,
     ("GET", "/v1/deliveries/x"): READ, ("POST", "/v1/deliveries/x/resend"): OPERATE,
+    ("GET", "/v1/kv/x"): READ, ("GET", "/v1/kv/x/y"): READ,
+    ("PUT", "/v1/kv/x/y"): OPERATE, ("DELETE", "/v1/kv/x/y"): OPERATE,
 }  # fmt: skip
 
 

@@ -194,6 +194,11 @@ def write(device: dict[str, Any], key: str, *values: Any) -> dict[str, Any]:
     return {"do": "write", "device": device["id"], "values": rows}
 
 
+def kv(operation: str, key: str | None = None, **more: Any) -> dict[str, Any]:
+    named = {} if key is None else {"key": key}
+    return {"do": "kv", "operation": operation, **named, **more}
+
+
 # Values in and out.
 
 VALUES = [
@@ -519,6 +524,69 @@ def test_fetch_gives_what_the_server_said(guest: Guest, mirror: str) -> None:
     assert (second["status"], second["body"]) == (418, "GET /teapot ")
 
 
+@on_every("kv")
+def test_a_run_reads_its_own_keys(guest: Guest) -> None:
+    """What it has put and deleted so far; then it is stored, and the next run finds it."""
+    one, two = kv("get", "one ü"), kv("get", "two")
+    here = f"rt-{guest.kind.name}"
+
+    def in_here(*steps: dict[str, Any]) -> list[dict[str, Any]]:
+        return [step | {"namespace": here} for step in steps]
+
+    steps = in_here(
+        one, kv("put", "one ü", value={"ü": [1, None]}, ttl_seconds=60), one,
+        kv("put", "two", value=1), kv("delete", "two"), two, kv("put", "two", value=2), two,
+    )  # fmt: skip
+    run = guest.run(steps)
+    after = guest.ask(in_here(one, two, kv("delete", "one ü"), one, kv("list")))
+    last = guest.ask(in_here(one, two))
+
+    shown = [(effect["kind"], effect["key"], effect["operation"]) for effect in run["effects"]]
+    both = {"ü": [1, None]}
+    assert run["result"] == [None, None, both, None, None, None, None, 2]
+    assert shown == [
+        ("kv", "one ü", "put"), ("kv", "two", "put"), ("kv", "two", "delete"), ("kv", "two", "put"),
+    ]  # fmt: skip
+    assert after == [both, 2, None, None, {"keys": [{"key": "two"}], "next_cursor": None}]
+    assert last == [None, 2]
+
+
+@on_every("kv")
+def test_keys_are_listed_by_prefix(guest: Guest) -> None:
+    """Page by page, in order; in another namespace there are others."""
+    here = {"namespace": f"rt-{guest.kind.name}-list"}
+    puts = [kv("put", key, value=1) | here for key in ("b2", "a", "b3", "b1", "c")]
+    guest.ask([*puts, kv("put", "b", value=1, namespace="rt-elsewhere")])
+
+    everything, two = guest.ask([kv("list") | here, kv("list", prefix="b", limit=2) | here])
+    rest = guest.ask(kv("list", prefix="b", cursor=two["next_cursor"]) | here)
+
+    pages = [[one["key"] for one in page["keys"]] for page in (everything, two, rest)]
+    assert pages == [["a", "b1", "b2", "b3", "c"], ["b1", "b2"], ["b3"]]
+    assert everything["next_cursor"] is rest["next_cursor"] is None
+
+
+@on_every("kv")
+def test_a_run_that_fails_keeps_no_key(guest: Guest) -> None:
+    """What it deleted is still there, what it put is not; a wrong call it may catch."""
+    here = {"namespace": f"rt-{guest.kind.name}-fails"}
+    guest.ask(kv("put", "old", value="there") | here)
+    wrong = [kv("get", ""), kv("put", "k", value="x" * 65_535), kv("list", limit=0), kv("put", "k")]
+    changes = [kv("delete", "old") | here, kv("put", "new", value=1) | here]
+
+    run = guest.fail([*changes, {"do": "fail", "message": "x"}])
+    *refused, old, new = guest.ask(
+        [*map(attempt, wrong), kv("get", "old") | here, kv("get", "new") | here]
+    )
+
+    codes = [one["error"]["code"] for one in refused]
+    assert run["effects"] == []
+    assert (old, new) == ("there", None)
+    assert codes == [
+        "validation_failed", "payload_too_large", "validation_failed", "invalid_arguments",
+    ]  # fmt: skip
+
+
 @on_every()
 def test_a_refused_call_is_an_error_that_can_be_read(guest: Guest, device: dict[str, Any]) -> None:
     """It says what was wrong, with a code; the run goes on."""
@@ -615,6 +683,7 @@ EXCESSES = {
     "host calls": (
         repeat(1_001, attempt(write(HERE, "a b", 1))), "host_calls_exceeded", "host_calls", 1_000,
     ),
+    "keys": (repeat(101, kv("put", "k", value=1)), "host_calls_exceeded", "kv_operations", 100),
     "requests": (repeat(51, _FETCH), "host_calls_exceeded", "network_requests", 50),
 }  # fmt: skip
 
@@ -656,6 +725,8 @@ def test_too_much_ends_a_run(guest: Guest, device: dict[str, Any], excess: str) 
     step, status, name, most = EXCESSES[excess]
     if excess == "deliveries" and "connections" in guest.kind.lacks:
         pytest.skip(f"{guest.kind.name}: {guest.kind.lacks['connections']}")
+    if excess == "keys" and "kv" in guest.kind.lacks:
+        pytest.skip(f"{guest.kind.name}: {guest.kind.lacks['kv']}")
     for_device = json.loads(json.dumps(step).replace('"$"', json.dumps(device["id"])))
 
     run = guest.fail([write(device, "before", 1), for_device])
@@ -1053,7 +1124,9 @@ async def record(sandbox: Sandbox, kind: Kind, program: bytes, seed: str) -> lis
     while waiting:
         cell.send(ToCell.BATCH, 1, json.dumps(waiting).encode())
         said = json.loads(await asyncio.wait_for(listener.heard.get(), 10))
-        kept += [json.dumps(message) for message in said if message[0] != 3]
+        # Without what it used, which is another figure each time.
+        kept += [json.dumps(message[:5]) for message in said if message[0] not in {0, 3}]
+        kept += [json.dumps(message[:4]) for message in said if message[0] == 0]
         calls = [message for message in said if message[0] == 1]
         waiting = [
             [1, 1, call, BEGAN_MS + 300 * call, True, RECORDED[operation]]

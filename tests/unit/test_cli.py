@@ -647,6 +647,46 @@ def test_values_are_written_as_json_or_text(api: Api) -> None:
     assert [item["value"] for item in body["values"]] == [71.5, "open", "a=b"]
 
 
+def test_a_value_is_kept_as_json_or_text(api: Api) -> None:
+    """`75` is a number, null is null, `open` a string; a key may have slashes."""
+    api.answer("PUT /v1/kv/config/a%2Fb", 204, None)
+    given = {"75": 75, "null": None, '{"ü": [1]}': {"ü": [1]}, "open": "open", "": ""}
+
+    options = ["--namespace", "config", "--ttl-seconds", "60"]
+    ran = [cloudcode("kv", "put", "a/b", text, *options, url=api.url) for text in given]
+
+    assert [one.code for one in ran] == [0] * len(given)
+    assert api.bodies("PUT /v1/kv/config/a%2Fb") == list(given.values())
+    assert api.asked[0][2] == {"ttl_seconds": ["60"]}
+
+
+def test_a_value_is_printed_as_json(api: Api) -> None:
+    """What is not there ends with an error."""
+    api.answer("GET /v1/kv/default/limits", 200, {"hot": 75})
+    api.answer("GET /v1/kv/default/none", 404, NOT_FOUND)
+
+    found, none = (cloudcode("kv", "get", key, url=api.url) for key in ("limits", "none"))
+
+    assert (found.code, json.loads(found.out)) == (0, {"hot": 75})
+    assert (none.code, none.out) == (1, "")
+
+
+def test_keys_are_listed_and_deleted(api: Api) -> None:
+    """Page by page."""
+    entry = {"key": "a", "expires_at": None, "updated_at": "2010-10-29T00:00:00.000Z"}
+    api.answer("GET /v1/kv/default", 200, {"items": [entry], "next_cursor": "a"})
+    api.answer("GET /v1/kv/default", 200, {"items": [entry | {"key": "b"}], "next_cursor": None})
+    api.answer("DELETE /v1/kv/default/a", 204, None)
+
+    listed = cloudcode("kv", "list", "--prefix", "x", "--json", url=api.url)
+    gone = cloudcode("kv", "delete", "a", url=api.url)
+
+    assert [one["key"] for one in json.loads(listed.out)["items"]] == ["a", "b"]
+    assert [query.get("cursor") for _, _, query, _ in api.asked[:2]] == [None, ["a"]]
+    assert api.asked[0][2]["prefix"] == ["x"]
+    assert gone.code == 0
+
+
 def test_a_secret_comes_from_stdin_and_is_not_printed(api: Api) -> None:
     """It need not stand on the command line, where others can read it."""
     api.answer("PUT /v1/secrets/TOKEN", 204, None)

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Table, insert
 from engine.store import journal as journal_module
 from engine.store.database import Database
 from engine.store.journal import CHUNK_ROWS, Commit, Journal, Row, StoreFailed, _chunks
-from engine.store.tables import events, products, projects, run_queue
+from engine.store.tables import events, kv, products, projects, run_queue
 
 WAIT_S = 10
 
@@ -284,6 +284,90 @@ async def test_a_row_that_is_there_already_can_be_passed_over(
 
     with another_process(database) as connection:
         assert connection.execute("SELECT name FROM projects").fetchall() == [("first",)]
+
+
+def an_entry(key: str, value: str) -> Row:
+    return ("p", "default", key, None, 1, value)
+
+
+def entries(database: Database) -> dict[str, str]:
+    with another_process(database) as connection:
+        return dict(connection.execute("SELECT key, value FROM kv"))
+
+
+async def test_a_row_that_is_put_takes_the_place_of_another(
+    database: Database, journal: Journal
+) -> None:
+    """Of one commit's words on a key the last one counts."""
+    commit = adding(project("p"))
+    for key, value in (("a", "1"), ("b", "1"), ("c", "1")):
+        commit.put(kv, an_entry(key, value))
+    await journal.commit(commit)
+    second = Commit()
+    second.put(kv, an_entry("a", "2"))
+    second.put(kv, an_entry("a", "3"))
+    second.put(kv, an_entry("b", "2"))
+    second.remove(kv, ("p", "default", "b"))
+    second.remove(kv, ("p", "default", "c"))
+    second.put(kv, an_entry("c", "2"))
+    second.remove(kv, ("p", "default", "never there"))
+
+    await journal.commit(second)
+
+    assert entries(database) == {"a": "3", "c": "2"}
+
+
+async def test_the_later_commit_of_a_group_wins(database: Database, journal: Journal) -> None:
+    """Also over a change that was submitted before it; and one that fails says nothing."""
+    await journal.commit(adding(project("p")))
+
+    def fail(_connection: Connection) -> None:
+        raise LookupError("not there")
+
+    def said(key: str, value: str | None) -> Commit:
+        commit = Commit()
+        if value is None:
+            commit.remove(kv, ("p", "default", key))
+        else:
+            commit.put(kv, an_entry(key, value))
+        return commit
+
+    failing = said("a", "failed")
+    failing.change = fail
+    async with one_group(journal):
+        groups = journal.commits_count
+        words = [said("a", "1"), said("b", "1"), said("a", "2"), said("b", None), failing]
+        tasks = [asyncio.create_task(journal.commit(commit)) for commit in words]
+
+    *stored, failed = await outcomes(tasks)
+
+    assert stored == [None] * 4
+    assert isinstance(failed, LookupError)
+    assert entries(database) == {"a": "2"}
+    assert journal.commits_count == groups + 2  # the writer's busy one, and this group
+
+
+@pytest.mark.parametrize("count", [1, 8, 513])
+async def test_any_number_of_keys_is_put_and_removed(
+    database: Database, journal: Journal, count: int
+) -> None:
+    """Each is looked up, whatever else there is: the table is not read for it."""
+    names = [f"k{number:04}" for number in range(count)]
+    commit = adding(project("p"))
+    for name in [*names, "stays"]:
+        commit.put(kv, an_entry(name, "1"))
+    await journal.commit(commit)
+    removing = Commit()
+    for name in names:
+        removing.remove(kv, ("p", "default", name))
+
+    await journal.commit(removing)
+
+    sql = journal_module._sql("removes", kv, 8, "?")
+    with another_process(database) as connection:
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", ["x"] * 24)]
+    assert entries(database) == {"stays": "1"}
+    assert plan[0].startswith("SEARCH kv USING INDEX")
 
 
 async def test_records_are_on_disk_after_a_drain(database: Database, journal: Journal) -> None:

@@ -171,8 +171,8 @@ def test_a_database_of_release_0_1_keeps_its_rows(database: Database) -> None:
         found = stored(connection)
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
     assert found["versions"] == [a_row(versions) | {"options": "{}"}]
-    assert found["wasm_modules"] == found["artifacts"] == []
-    new = {"versions", "wasm_modules", "artifacts"}
+    assert found["wasm_modules"] == found["artifacts"] == found["kv"] == []
+    new = {"versions", "wasm_modules", "artifacts", "kv"}
     for table in metadata.sorted_tables:
         if table.name not in new:
             assert found[table.name] == [a_row(table)], table.name
@@ -203,6 +203,22 @@ def test_going_back_to_release_0_1_keeps_javascript(database: Database) -> None:
         assert "options" not in {row["name"] for row in inspect(connection).get_columns("versions")}
 
 
+def test_going_back_takes_the_key_value_store_alone(database: Database) -> None:
+    """What stood in it is gone; a new one is empty."""
+    database.migrate()
+    fill(database)
+
+    downgrade(database, "0002")
+    without = table_names(database)
+    database.migrate()
+
+    with database.engine.connect() as connection:
+        found = stored(connection)
+    assert without == {ALEMBICS_OWN, *metadata.tables} - {"kv"}
+    assert found.pop("kv") == []
+    assert found == {name: [a_row(metadata.tables[name])] for name in found}
+
+
 @pytest.mark.parametrize("step", [("0001", "0002"), ("0002", "0001")], ids=str)
 def test_postgresql_is_migrated_too(step: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
     """Alembic writes its statements; none is one that only SQLite has."""
@@ -223,6 +239,30 @@ def test_postgresql_is_migrated_too(step: tuple[str, str], capsys: pytest.Captur
     assert ("ADD COLUMN options TEXT DEFAULT '{}' NOT NULL" in written) == (start == "0001")
     assert ("sealed BYTEA NOT NULL" in written) == (start == "0001")
     assert ("DROP COLUMN options" in written) == (end == "0001")
+
+
+def test_keys_are_in_the_order_of_their_bytes_on_postgresql_too(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Whatever collation its database has: lists by prefix need it."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    script = ScriptDirectory.from_config(config)
+    context = MigrationContext.configure(
+        dialect_name="postgresql",
+        opts={
+            "as_sql": True,
+            "fn": lambda rev, _: script._upgrade_revs("0003", rev),
+            "starting_rev": "0002",
+        },
+    )
+
+    with Operations.context(context):
+        context.run_migrations()
+
+    written = capsys.readouterr().out
+    assert 'key TEXT COLLATE "C" NOT NULL' in written
+    assert "WHERE expires_ms IS NOT NULL" in written
 
 
 def test_a_migration_that_fails_leaves_nothing_half_done(

@@ -127,6 +127,11 @@ def test_headers_that_are_none_are_told(headers: Any) -> None:
         ({"method": "POST", "body": "x=1"}, Io.TEXT, "fetch", b"x=1"),
         ({"body": "/w==", "body_base64": True}, Io.TEXT, "fetch", b"\xff"),
         ({"method": "GET", "body": None}, Io.TEXT, "fetch", b""),
+        (None, Io.TEXT, "default", b""),
+        (None, Io.JSON, "default", b"null"),
+        ({"base64": "/w=="}, Io.TEXT, "default", b"\xff"),
+        ({"base64": "no base64"}, Io.TEXT, "default", b'{"base64": "no base64"}'),
+        ({"base64": "/w==", "a": 1}, Io.TEXT, "default", b'{"base64": "/w==", "a": 1}'),
     ],
 )
 def test_inputs(text: Any, io: Io, handler: str, given: bytes) -> None:

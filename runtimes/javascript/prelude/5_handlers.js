@@ -125,7 +125,7 @@ function invokeClassic(handler, input) {
 // What a version may reach, by name. Each run has its own object, so that a call is the run's own
 // even when its code goes on in another run's turn (two that wait for one promise).
 function envOf(run) {
-  const env = { FN: functionsOf(run), DEVICES: devicesOf(run) };
+  const env = { FN: functionsOf(run), DEVICES: devicesOf(run), KV: keyValuesOf(run) };
   for (const name in bindings.variables) env[name] = bindings.variables[name];
   for (const name in bindings.secrets) env[name] = bindings.secrets[name];
   for (const name in bindings.connections) {
@@ -144,5 +144,14 @@ function devicesOf(run) {
     values: (device, key, options) => ask(run, "devices.values", { device, key, ...options }),
     write: (device, values) => ask(run, "devices.write", { device, values: isArray(values) ? values : values?.values }),
     list: () => ask(run, "devices.list", {}),
+  };
+}
+
+function keyValuesOf(run) {
+  return {
+    get: (key, options) => ask(run, "kv.get", { key, namespace: options?.namespace }),
+    put: (key, value, options) => ask(run, "kv.put", { key, value, namespace: options?.namespace, ttl_seconds: options?.ttlSeconds }),
+    delete: (key, options) => ask(run, "kv.delete", { key, namespace: options?.namespace }),
+    list: (options) => ask(run, "kv.list", { ...options }),
   };
 }

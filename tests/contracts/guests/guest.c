@@ -232,6 +232,14 @@ static outcome send_message(json step) {
   return answered(&ask);
 }
 
+static outcome key_value(json step) {
+  char operation[16];
+  snprintf(operation, sizeof operation, "kv.%s", text_of(step, "operation"));
+  json_output ask = engine_ask(operation);
+  copy_members(&ask, step, (const char *[]){"key", "value", "namespace", "ttl_seconds", "prefix", "limit", "cursor", NULL});
+  return answered(&ask);
+}
+
 // The value of a header in [[name, value], ...]; names are in lower case.
 static json header_of(json headers, const char *wanted) {
   json pair, name, value;
@@ -360,7 +368,7 @@ static const struct {
   {"log", log_line}, {"log_flood", log_flood}, {"log_long", log_long}, {"clock", clock_now},
   {"work", work}, {"timer", timer}, {"chance", chance}, {"text", text}, {"count", count_runs},
   {"spin", spin}, {"allocate", allocate}, {"read", read_values}, {"write", write_values},
-  {"list", list_devices}, {"send", send_message}, {"fetch", fetch}, {"context", context},
+  {"list", list_devices}, {"kv", key_value}, {"send", send_message}, {"fetch", fetch}, {"context", context},
   {"env", env},
   {"call", call}, {"getenv", from_getenv}, {"arguments", arguments}, {"nap", nap}, {"say", say},
   {"divide", divide}, {"stray", stray},

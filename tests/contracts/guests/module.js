@@ -6,6 +6,11 @@ const worldOf = (handler, env, ctx) => ({
   read: async ({ device, key, ...options }) => (await env.DEVICES.values(device, key, options)).map((one) => one.value),
   write: async ({ device, values }) => void (await env.DEVICES.write(device, values)),
   list: async () => (await env.DEVICES.list()).map((device) => device.name),
+  kv: ({ operation, key, value, namespace, ttl_seconds: ttlSeconds, prefix, limit, cursor }) => {
+    if (operation === "put") return env.KV.put(key, value, { namespace, ttlSeconds });
+    if (operation === "list") return env.KV.list({ prefix, limit, cursor, namespace });
+    return env.KV[operation](key, { namespace });
+  },
   send: ({ connection, message }) => env[connection].send(message),
   fetch: async ({ url, method = "GET", body }) => {
     const response = await fetch(url, { method, body: body === undefined ? undefined : JSON.stringify(body) });

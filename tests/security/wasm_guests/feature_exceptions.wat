@@ -1,7 +1,8 @@
-;; expect: refused exceptions
+;; expect: failed
+;; error: Trap uncaught exception
 (module
-  (tag (param i32))
-      (memory (export "memory") 1)
-      (func (export "alloc") (param i32) (result i32) (i32.const 1024))
-      (func (export "handle") (param i32 i32) (result i64) (i64.const 0))
+  (tag $thrown)
+  (memory (export "memory") 1)
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64) (throw $thrown))
 )

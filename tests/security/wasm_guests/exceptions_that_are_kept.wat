@@ -1,0 +1,20 @@
+;; expect: memory_exceeded limits=memory_mb=8,cpu_ms=2000
+(module
+  (tag $thrown (param i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64))
+  (memory (export "memory") 1)
+  (table $kept 90000 exnref)
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "handle") (param i32 i32) (result i64)
+    (local $at i32)
+    (loop $again
+      (block $caught (result i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 exnref)
+        (try_table (catch_ref $thrown $caught)
+          (throw $thrown (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1)))
+        (unreachable))
+      (call $keep (local.get $at))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br_if $again (i32.lt_u (local.get $at) (i32.const 90000))))
+    (i64.const 0))
+  (func $keep (param i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 exnref i32)
+    (table.set $kept (local.get 17) (local.get 16)))
+)
