@@ -5,6 +5,7 @@ Never:  lets one project's modules keep all others waiting: each has one turn at
 """
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Literal
@@ -162,6 +163,10 @@ class _Build:
         self._fail(GuestError(name="LoadError", message=text))
 
     def on_death(self, death: Death) -> None:
+        if death.signal == signal.SIGKILL and not self._answer.done():
+            # Nobody's fault who sent this: somebody, or the kernel, took the cell away.
+            self._answer.set_exception(Overloaded("the cell that compiled was killed; try again"))
+            return
         how = "ran out of memory" if death.out_of_memory else "died"
         text = f"the cell {how} while the {self._what} was {self._step}"
         if self._recipe.runtime is Runtime.WASM:

@@ -336,7 +336,7 @@ class House:
             cell.kill()
 
     def _unload_least_used(self) -> None:
-        idle = [runner for runner in self._runners.values() if runner.idle]
+        idle = [runner for runner in self._runners.values() if runner.at_rest]
         if idle:
             self.unload(min(idle, key=lambda runner: runner.used_ns))
 
@@ -389,11 +389,18 @@ class House:
     def on_loaded(self, isolate: int, answer: bytes) -> None:
         runner = self._runners.get(isolate)
         if runner is not None:
+            self._rebuilt.discard(runner.version)
             runner.on_loaded()
 
     def on_refused(self, isolate: int, error: GuestError) -> None:
         runner = self._runners.get(isolate)
         if runner is None:
+            return
+        if not runner.loading:
+            raise ValueError("a version that was not being loaded")
+        if error.name == "MemoryError" and not self.alone:
+            runner.rerun_all_alone()
+            self.unload(runner)
             return
         if error.name == "LinkError" and runner.version not in self._rebuilt:
             # It was compiled by another Wasmtime, or for another CPU, than this cell has.
@@ -419,7 +426,7 @@ class House:
         unloaded = [runner for runner in runners if runner.loading]
         for runner in runners:
             runner.hold()
-        if stop is not None:
+        if stop is not None and (stop[0].holds(stop[1].run) or stop[0] in unloaded):
             stop[0].stopped(stop[1], loading=stop[0] in unloaded)
         else:
             suspects = [run for runner in runners for run in runner.suspects()]

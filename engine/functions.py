@@ -28,7 +28,7 @@ from engine.grants import check_secret_names, check_variables
 from engine.ids import new_id
 from engine.names import check_function_name, check_message
 from engine.programs import Builder, Built, Programs, Recipe
-from engine.quotas import HANDLER_LIMITS, check_limits, memory_mb_for
+from engine.quotas import HANDLER_LIMITS, check_limits, least_memory_mb
 from engine.store.artifacts import find_wasm, insert_module
 from engine.store.cancellations import cancel_waiting
 from engine.store.deployments import Deployment
@@ -273,7 +273,7 @@ async def _build_module(
         name=function.name,
         body=module.wasm,
         options=module.options.as_json(),
-        memory_mb=memory_mb_for(version.handlers, version.limits),
+        memory_mb=least_memory_mb(version.handlers, version.limits),
         fuel=version.limits.get("fuel", 0),
     )
     built = await _compile(workshop.builder, recipe, module)

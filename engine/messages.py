@@ -9,16 +9,25 @@ from typing import Final
 import msgspec
 
 from engine.run import Run
-from runtimes.contract import ABORT, ANSWER, START, DoneStatus, GuestError, LimitHit, Outcome
+from runtimes.contract import (
+    ABORT,
+    ANSWER,
+    START,
+    Count,
+    DoneStatus,
+    GuestError,
+    LimitHit,
+    Outcome,
+)
 
 
 class Done(msgspec.Struct, array_like=True, tag=0):
     run: int
     status: DoneStatus
     value: msgspec.Raw
-    cpu_ns: int = 0  # this and the rest: where the runtime knows them of each run
-    memory_bytes: int = 0
-    fuel: int = 0
+    cpu_ns: Count = 0  # this and the rest: where the runtime knows them of each run
+    memory_bytes: Count = 0
+    fuel: Count = 0
 
 
 class Call(msgspec.Struct, array_like=True, tag=1):
@@ -30,15 +39,15 @@ class Call(msgspec.Struct, array_like=True, tag=1):
 
 class LogLines(msgspec.Struct, array_like=True, tag=2):
     run: int
-    lines: list[tuple[str, int, str]]
+    lines: list[tuple[str, Count, str]]
     dropped: int
 
 
 class Usage(msgspec.Struct, array_like=True, tag=3):
     run: int
-    cpu_ns: int
-    memory_bytes: int
-    fuel: int
+    cpu_ns: Count
+    memory_bytes: Count
+    fuel: Count
 
 
 class Stopped(msgspec.Struct):
@@ -61,11 +70,12 @@ class Thrown(msgspec.Struct):
     message: str
     stack: str
     file: str = ""  # where the runtime knows the place by itself
-    line: int = 0
-    column: int = 0
+    line: Count = 0
+    column: Count = 0
 
 
 MESSAGES: Final = msgspec.json.Decoder(list[Done | Call | LogLines | Usage])
+COUNT: Final = msgspec.json.Decoder(Count)
 STOPPED: Final = msgspec.json.Decoder(Stopped)
 STOP: Final = msgspec.json.Decoder(Stop)
 THROWN: Final = msgspec.json.Decoder(Thrown)

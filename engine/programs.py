@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from engine.catalogue import Version
 from engine.clock import Clock
 from engine.errors import CompileFailed, EngineError
-from engine.quotas import memory_mb_for
+from engine.quotas import least_memory_mb
 from engine.store.artifacts import find_artifact, find_wasm, put_artifact
 from engine.store.database import Database
 from engine.store.journal import Journal, StoreFailed
@@ -80,7 +80,7 @@ class Builder(Protocol):
 
 
 class Programs:
-    """All programs of this node. `at_hand` never waits; of one version one build runs at a time."""
+    """All programs of this node. `at_hand` never waits; who asks for what is on its way shares it."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ def recipe_of(version: Version, wasm: bytes) -> Recipe:
         name=version.function,
         body=wasm,
         options=version.options,
-        memory_mb=memory_mb_for(version.handlers, version.overrides),
+        memory_mb=least_memory_mb(version.handlers, version.overrides),
         fuel=version.overrides.get("fuel", 0),
     )
 

@@ -122,9 +122,9 @@ def limits_for(handler: str, overrides: Mapping[str, int]) -> Limits:
     )
 
 
-def memory_mb_for(handlers: Iterable[str], overrides: Mapping[str, int]) -> int:
-    """Return the memory that a version is loaded with: the most that one of its handlers gets."""
-    return max(limits_for(handler, overrides).memory_mb for handler in handlers)
+def least_memory_mb(handlers: Iterable[str], overrides: Mapping[str, int]) -> int:
+    """Return what a module's start has to do with, whichever of its handlers it starts for."""
+    return min(limits_for(handler, overrides).memory_mb for handler in handlers)
 
 
 def check_limits(

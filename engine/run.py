@@ -141,6 +141,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
         """Forget everything a lost cell did with it: nothing of that has left the engine."""
         self.losses += 1
         self.started_ns = self.cpu_ns = self.own_cpu_ns = self.fuel = 0
+        self.peak_bytes = 0
         self.calls_count = self.network_count = self.writes_count = self.effect_bytes = 0
         self.kv_count = 0
         self.stop_timers()

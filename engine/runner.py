@@ -16,6 +16,7 @@ import msgspec
 from engine.catalogue import Version
 from engine.clock import Clock
 from engine.messages import (
+    COUNT,
     STOPPED,
     THROWN,
     Call,
@@ -52,7 +53,7 @@ INTERLEAVED_MAX: Final[Mapping[str, int]] = {  # runs in one isolate at a time
     Runtime.WASM: 32,  # each that waits has a thread, with 1.5 MiB of stack, and its own memory
 }
 BATCH_NS: Final = 50_000_000  # what the starts of a batch may take together, from experience
-_GUESS_NS: Final = 10_000_000  # ... of one run, as long as there is none
+_GUESS_NS: Final = BATCH_NS  # of one run, as long as there is none: it goes alone
 _TOO_LARGE: Final = (
     b'{"name":"RangeError","message":"the answer has more than 8 MiB; ask for less at once",'
     b'"code":"payload_too_large"}'
@@ -190,6 +191,8 @@ class Runner:
             self.house.load(self)
 
     def on_loaded(self) -> None:
+        if not self.loading:
+            raise ValueError("a version that was not being loaded")
         self._load_deaths_count = 0
         self.loaded = True
         self.loading = False
@@ -209,7 +212,7 @@ class Runner:
                 run = self._runs.get(message.run)
                 if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
                     self._take(run, message)
-        except (ValueError, msgspec.MsgspecError):
+        except (ValueError, OverflowError, msgspec.MsgspecError):
             self._batch = batch  # no guest can cause that: the cell goes, and these are suspects
             raise
         if len(set(batch)) == 1:
@@ -287,6 +290,10 @@ class Runner:
         runs = [self._runs[number] for number in numbers if number in self._runs]
         return [Suspect(self, run) for run in runs]
 
+    def holds(self, number: int) -> bool:
+        """Say whether this is one of the runs inside."""
+        return number in self._runs
+
     def stopped(self, stop: Stop, *, loading: bool) -> None:
         """The cell's watchdog named the run that went over its limit."""
         run = self._runs.get(stop.run)
@@ -327,6 +334,9 @@ class Runner:
 
     def hold(self) -> None:
         """The cell is gone: take runs in, send nothing, until `start_again`."""
+        if self._batch:
+            taken_ns = (time.monotonic_ns() - self.used_ns) // len(self._batch)
+            self._mean_ns = max(self._mean_ns, taken_ns)
         self.loaded = False
         self.loading = True
 
@@ -361,11 +371,22 @@ class Runner:
         else:
             self.house.unload(self)
 
+    @property
+    def at_rest(self) -> bool:
+        """Say whether the isolate can be taken away now: nothing is in it, or on its way."""
+        return self.idle and self._batch is None and not self.loading
+
     def leave_if_over(self) -> None:
         """Give the isolate up when nothing runs in it and nothing new will."""
-        over = self.house.alone or not self.version.live
-        if over and self.idle and self._batch is None and not self.loading:
+        if (self.house.alone or not self.version.live) and self.at_rest:
             self.house.unload(self)
+
+    def rerun_all_alone(self) -> None:
+        """The cell has no room for this version now: each of its runs gets a cell of its own."""
+        waiting, self._waiting = self._waiting, deque()
+        self.loading = False
+        for run in waiting:
+            self.house.dispatcher.rerun_alone(run)
 
     def fail_all(self, error: GuestError, *, keep_queued: bool = False) -> None:
         """End what waits; `keep_queued`: only what somebody waits for, the rest can wait longer."""
@@ -455,7 +476,7 @@ class Runner:
                 return
             self._end(run, stopped.outcome, limit=stopped.limit, error=stopped.error, said=True)
         else:
-            used = len(value) if message.status is DoneStatus.OK else int(value)
+            used = len(value) if message.status is DoneStatus.OK else COUNT.decode(value)
             hit = LimitHit(name="output_bytes", value=run.limits.output_bytes, used=used)
             self._end(run, Outcome.OUTPUT_EXCEEDED, limit=hit)
 

@@ -7,7 +7,7 @@ Never:  imports anything of ours; knows V8, Wasmtime, SQL or HTTP.
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -66,13 +66,18 @@ class Limits:
         assert self.kv_operations <= self.host_calls, self
 
 
+COUNT_MAX: Final = 2**53
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+"""A figure of a cell's: whatever it says, the store and the metrics can take it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitHit:
     """The exact limit that ended a run: `cpu_ms` 200, used 214."""
 
     name: str
-    value: int
-    used: int
+    value: Count
+    used: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +88,8 @@ class GuestError:
     message: str
     stack: str = ""
     file: str = ""
-    line: int = 0
-    column: int = 0
+    line: Count = 0
+    column: Count = 0
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True):

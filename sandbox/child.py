@@ -178,6 +178,9 @@ class Cell:
         except LoadFailed as failed:
             self._refuse(isolate, failed.error)
             return
+        except MemoryError as error:
+            self._refuse(isolate, GuestError(name="MemoryError", message=f"no room: {error}"))
+            return
         self.send(FromCell.LOADED, isolate, answer)
 
     def _build(self, isolate: int, payload: bytes) -> None:

@@ -53,9 +53,10 @@ class Functions:
             raise LimitReached(Outcome.EFFECTS_EXCEEDED, hit)
         execution_id = new_id("exe")
         version = function.choose(execution_id)
-        handler = asked_handler(version.handlers, asked.handler, "/handler")
-        if handler == "fetch":
+        handlers = tuple(name for name in version.handlers if name != "fetch")
+        if not handlers:
             raise HostCallRefused(f"{asked.function} has no handler but fetch, which needs HTTP")
+        handler = asked_handler(handlers, asked.handler, "/handler")
         effect = CallEffect(
             execution_id=execution_id, version=version, handler=handler, payload=payload
         )

@@ -1,6 +1,6 @@
 """What a module may import and has to export: decides its kind, or says what is missing.
 
-Path:   guest.build, guest.Guest.load -> here
+Path:   program.compile_module, program.Program -> here
 Source: WASI: the "wasi_snapshot_preview1" document of the WebAssembly/WASI repository, phase 1.
 """
 

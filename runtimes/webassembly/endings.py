@@ -49,6 +49,7 @@ _REASONS: Final[Mapping[int, str]] = {  # by number in <wasmtime/trap.h>
 }
 _FULL: Final = 0.9  # of its memory: a guest that fails here failed for want of more
 _NOTABLE: Final = 0.25
+_OVER_LIMIT: Final = "exceeds memory limits"  # Wasmtime's words
 _FRAME: Final = re.compile(r"^\s*\d+:\s+(0x[0-9a-f]+) - (.*)$")
 _UNNAMED: Final = re.compile(r"<wasm function (\d+)>")
 _PLACE: Final = re.compile(r"^\s+at (.+):(\d+):(\d+)$")
@@ -70,6 +71,10 @@ def ending_of(run: GuestRun, program: Program, error: Exception) -> tuple[DoneSt
         hit = LimitHit(name="memory_mb", value=program.memory_mb(run), used=program.memory_mb(run))
         told = GuestError(name="MemoryError", message=str(error)[:4000])
         return DoneStatus.STOPPED, Stopped(outcome=Outcome.MEMORY_EXCEEDED, limit=hit, error=told)
+    if isinstance(error, ModuleRefused) and _OVER_LIMIT in str(error):
+        used_mb = -(-program.shape.memory_bytes // MIB)
+        hit = LimitHit(name="memory_mb", value=program.memory_mb(run), used=used_mb)
+        return DoneStatus.STOPPED, Stopped(outcome=Outcome.MEMORY_EXCEEDED, limit=hit)
     if isinstance(error, ModuleRefused | MemoryError):
         message = f"there is no room in the cell for the instance's memory: {error}"
         told = GuestError(name="MemoryError", message=message[:4000])

@@ -18,6 +18,7 @@ from runtimes.contract import (
     DONE,
     USAGE,
     DoneStatus,
+    GuestError,
     LimitHit,
     LoadFailed,
     Outcome,
@@ -214,16 +215,30 @@ class Guest:
         while messages:
             message = messages.popleft()
             if type(message) is Start:
-                _THREADS.start(partial(self._work, message))
+                try:
+                    _THREADS.start(partial(self._work, message))
+                except RuntimeError as error:  # the cell has no memory left for a thread's stack
+                    self._no_room(message, str(error))
+                    continue
                 return
             turn = self._waiting.pop(message.run, None)
             if turn is not None:
                 turn.answer = message if type(message) is Answer else None
                 turn.go_on()
                 return
-        out, self._out = self._out, []
+        try:
+            output = b"[" + b",".join(self._out) + b"]"
+        except MemoryError as error:  # of ours: no run of these may be told that it is its own
+            self._on_broken(self, repr(error))
+        self._out = []
         self.busy = False
-        self._on_output(self, 0, b"[" + b",".join(out) + b"]")
+        self._on_output(self, 0, output)
+
+    def _no_room(self, start: Start, why: str) -> None:
+        """Give a run back: the engine has it run again where it is alone."""
+        told = GuestError(name="MemoryError", message=f"there is no room in the cell: {why}")
+        value = Stopped(outcome=Outcome.MEMORY_EXCEEDED, error=told)
+        self._out.append(_encode([DONE, start.run, DoneStatus.STOPPED, value]))
 
     def _work(self, start: Start, worker: Worker) -> None:
         """Serve runs on this thread. It begins with the batch in its hands."""
@@ -252,11 +267,13 @@ class Guest:
         self._on_thread(turn)
         status: DoneStatus
         value: Any
+        succeeded = False
         try:
             result = program.run(run)
             status, value = DoneStatus.OK, msgspec.Raw(result)
             if len(result) > start.output_bytes:
                 status, value = DoneStatus.OUTPUT, len(result)
+            succeeded = status is DoneStatus.OK and turn.stop is None
         except Aborted:
             if self._closed:
                 raise
@@ -267,7 +284,7 @@ class Guest:
             with self._watching:
                 self._turn = None
             usage = self._usage(turn)
-            program.release(run)
+            program.release(run, succeeded=succeeded)
         if turn.stop is not None:
             status, value = DoneStatus.STOPPED, turn.stop
         log = run.log_message(last=True)

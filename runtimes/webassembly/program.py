@@ -27,7 +27,10 @@ PROGRAM_BYTES_MAX: Final = 64 * MIB  # of a compiled module: it crosses in one f
 KEPT_MAX: Final = 4  # instances of a version with `reuse` that wait for their next run
 _ALLOC, _HANDLE = 0, 1  # places among the linked functions of a core module
 _START = 0  # ... and of a command
-_PLAIN, _WITH_LINES = b"p", b"l"  # what stands before a compiled module: does it carry DWARF?
+_LINES, _IMAGES = 1, 2  # flags in the byte before a compiled module: it has DWARF, an image
+IMAGE_SLACK_BYTES: Final = 4 * MIB  # a compiled module in proportion to its binary is smaller
+IMAGE_FACTOR: Final = 12
+_NO_MEMORY: Final = "os error 12"  # ENOMEM, as Rust says it
 _PROPOSALS: Final[Mapping[str, str]] = {  # a word of the validator's: what the author can do
     "threads": "build without threads: for wasm32-wasip1, without -pthread or +atomics",
     "shared memory": "build without threads: for wasm32-wasip1, without -pthread or +atomics",
@@ -90,9 +93,13 @@ def compile_module(header: BuildHeader, binary: bytes) -> bytes:
             "wasm32-wasip1 instead of wasm32-wasip2"
         )
     lines = _says_lines(binary)
-    engine = WasmEngine(fuel=header.fuel > 0, lines=lines)
     try:
-        program = engine.compile(binary)
+        engine = WasmEngine(fuel=header.fuel > 0, lines=lines)
+        program, images = engine.compile(binary), True
+        if len(program) > IMAGE_SLACK_BYTES + IMAGE_FACTOR * len(binary):
+            # Its memory's image is mostly gaps, and would be in no limit's count.
+            engine = WasmEngine(fuel=header.fuel > 0, lines=lines, images=False)
+            program, images = engine.compile(binary), False
     except ModuleRefused as error:
         raise _refused(_with_remedy(str(error))) from None
     if len(program) > PROGRAM_BYTES_MAX:
@@ -101,7 +108,7 @@ def compile_module(header: BuildHeader, binary: bytes) -> bytes:
             "make it smaller with wasm-opt -Oz --strip-debug"
         )
     shape_of(engine.load(program), header.options.exports)
-    return (_WITH_LINES if lines else _PLAIN) + program
+    return bytes([_LINES * lines | _IMAGES * images]) + program
 
 
 class Program:
@@ -117,11 +124,15 @@ class Program:
         self._memory_mb = header.memory_mb
         self._handlers_memory_mb = header.handlers_memory_mb
         self.fuel = header.fuel
-        self.engine = WasmEngine(fuel=header.fuel > 0, lines=program.startswith(_WITH_LINES))
+        flags = program[0]
+        self.engine = WasmEngine(
+            fuel=header.fuel > 0, lines=bool(flags & _LINES), images=bool(flags & _IMAGES)
+        )
         try:
-            module = self.engine.load(program[len(_PLAIN) :])
+            module = self.engine.load(program[1:])
         except ModuleRefused as error:
-            raise LoadFailed(GuestError(name="LinkError", message=str(error)[:4000])) from None
+            name = "MemoryError" if _NO_MEMORY in str(error) else "LinkError"
+            raise LoadFailed(GuestError(name=name, message=str(error)[:4000])) from None
         self.shape: Shape = shape_of(module, header.options.exports)
         shape = self.shape
         is_core = shape.kind is Kind.CORE
@@ -158,12 +169,9 @@ class Program:
             data = bytes(run.stdout)
         else:
             data = self._handle(instance, run.stdin)
-        result = result_of(
+        return result_of(
             data, self.options.io, run.start.handler, strict=self.shape.kind is Kind.CORE
         )
-        if self._reuses and len(self._kept) < KEPT_MAX:
-            self._kept.append(instance)
-        return result
 
     def memory_mb(self, run: GuestRun) -> int:
         """Return the most memory of the run's instance; one that is used again serves them all."""
@@ -171,16 +179,20 @@ class Program:
             return self._memory_mb
         return self._handlers_memory_mb.get(run.start.handler, self._memory_mb)
 
-    def release(self, run: GuestRun) -> None:
-        """Close the run's instance, unless it serves again."""
+    def release(self, run: GuestRun, *, succeeded: bool) -> None:
+        """Close the run's instance, or keep it for another run if it is to be used again."""
         instance = run.instance
-        if instance is not None and not any(kept is instance for kept in self._kept):
+        if instance is None:
+            return
+        if succeeded and self._reuses and len(self._kept) < KEPT_MAX:
+            self._kept.append(instance)
+        else:
             instance.close()
 
     def try_out(self, run: GuestRun) -> None:
         """Make an instance, as every run does: its start has to come to an end."""
         self._instance(run)
-        self.release(run)
+        self.release(run, succeeded=False)
 
     def close(self) -> None:
         for instance in self._kept:

@@ -1,6 +1,6 @@
 """WASI preview 1 without a system below it: no files, no sockets, the run's own clock and chance.
 
-Path:   guest code -> hosting -> here -> the run's stdin, stdout, log; sleeping is a host call
+Path:   guest code -> run.GuestRun -> here -> the run's stdin, stdout, log; sleeping is a host call
 Never:  asks the kernel anything; believes a pointer or a count.
 Source: numbers and layouts are those of WebAssembly/WASI, phase snapshot preview1.
 """
@@ -42,7 +42,7 @@ class Exit(Exception):
 
 
 class World(Protocol):
-    """Port: what a run has to offer to its WASI. Adapter: `hosting.Hosting`."""
+    """Port: what a run has to offer to its WASI. Adapter: `run.GuestRun`."""
 
     stdin: bytes
     stdin_at: int

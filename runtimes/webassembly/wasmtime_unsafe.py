@@ -92,12 +92,13 @@ def initialise() -> None:
 class WasmEngine:
     """A compiler and what its modules share: one epoch."""
 
-    def __init__(self, *, fuel: bool, lines: bool = False) -> None:
+    def __init__(self, *, fuel: bool, lines: bool = False, images: bool = True) -> None:
         """Make a compiler.
 
         Args:
             fuel: have its code count what it does.
             lines: keep a module's DWARF, and read it when the module traps.
+            images: keep a module's first memory in a file that instances map copy-on-write.
         """
         os.putenv("WASMTIME_BACKTRACE_DETAILS", "1" if lines else "0")
         config = Config()
@@ -115,6 +116,7 @@ class WasmEngine:
         config.wasm_function_references = False
         config.wasm_stack_switching = False
         config.wasm_component_model = False
+        c.wasmtime_config_memory_init_cow_set(config.ptr(), images)
         c.wasmtime_config_native_unwind_info_set(config.ptr(), False)  # nobody unwinds but Wasmtime
         self.metered = fuel
         self.lines = lines
@@ -332,11 +334,14 @@ class Instance:
 
     def allow(self, fuel: int | None) -> None:
         """Let the guest run until the next rise of the epoch, on so much fuel."""
+        assert self._store is not None, "closed"
         _set_deadline(self._context, 1)
         if fuel is not None:
             _set_fuel(self._context, fuel)
 
     def fuel_left(self) -> int:
+        if self._store is None:
+            return 0
         _get_fuel(self._context, self._at + _FUEL)
         return int(self._room.fuel)
 
@@ -387,6 +392,7 @@ class Instance:
             _store_delete(store)
 
     def _call(self, function: int, arguments: Sequence[int]) -> int:
+        assert self._store is not None, "closed"
         values = self._values
         values[0].i64 = 0
         for position, argument in enumerate(arguments):
@@ -416,9 +422,12 @@ class Instance:
         if error:
             text = _error_text(ctypes.cast(error, POINTER(c.wasmtime_error_t)))
             raise raised or ModuleRefused(text)
-        trap, self._room.trap = self._room.trap, None
-        trapped = _trapped(ctypes.cast(trap, POINTER(c.wasm_trap_t)), lines=self._lines)
-        raise raised or trapped
+        trap = ctypes.cast(self._room.trap, POINTER(c.wasm_trap_t))
+        self._room.trap = None
+        if raised is not None:  # our own trap: there is nothing to read in it
+            c.wasm_trap_delete(trap)
+            raise raised
+        raise _trapped(trap, lines=self._lines)
 
 
 def _address(pointer: Any) -> int:

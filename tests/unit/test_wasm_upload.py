@@ -22,8 +22,8 @@ from engine.quotas import (
     WASM_ARGS_MAX,
     WASM_BYTES_MAX,
     check_limits,
+    least_memory_mb,
     limits_for,
-    memory_mb_for,
     published,
 )
 from runtimes.contract import Runtime
@@ -210,12 +210,12 @@ def test_fuel_is_for_webassembly_alone() -> None:
     assert limits_for("job", {}).fuel == 0
 
 
-def test_a_module_is_loaded_with_the_most_that_a_handler_may_have() -> None:
+def test_a_module_is_tried_out_with_the_least_that_a_handler_may_have() -> None:
     """Its author's limit, cut to what each handler gets."""
-    assert memory_mb_for(["default", "afterStore"], {}) == 64
-    assert memory_mb_for(["default", "job"], {}) == 128
-    assert memory_mb_for(["default", "job"], {"memory_mb": 200}) == 200
-    assert memory_mb_for(["default"], {"memory_mb": 100}) == 100
+    assert least_memory_mb(["default", "afterStore"], {}) == 64
+    assert least_memory_mb(["default", "job"], {}) == 64
+    assert least_memory_mb(["default", "job"], {"memory_mb": 200}) == 128
+    assert least_memory_mb(["default"], {"memory_mb": 100}) == 100
 
 
 def test_the_limits_are_published() -> None:
