@@ -80,7 +80,7 @@ class Builder(Protocol):
 
 
 class Programs:
-    """All programs of this node. `at_hand` never waits; who asks for what is on its way shares it."""
+    """All programs of this node. `at_hand` never waits; what is on its way is waited for by all."""
 
     def __init__(
         self,

@@ -68,6 +68,10 @@ install_assemblyscript() {
   rm -rf "$environment/assemblyscript"
   mkdir -p "$environment/assemblyscript"
   cp "$here/assemblyscript/package.json" "$environment/assemblyscript/"
+  # Node trusts certificates of its own alone; every other tool here trusts the system's.
+  if [ -r /etc/ssl/certs/ca-certificates.crt ]; then
+    export NODE_EXTRA_CA_CERTS=${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}
+  fi
   npm install --prefix "$environment/assemblyscript" --no-audit --no-fund --loglevel=error >/dev/null
 }
 
