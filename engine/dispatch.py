@@ -426,6 +426,8 @@ class House:
         unloaded = [runner for runner in runners if runner.loading]
         for runner in runners:
             runner.hold()
+        if stop is not None:
+            stop[0].name_the_run(stop[1])
         if stop is not None and (stop[0].holds(stop[1].run) or stop[0] in unloaded):
             stop[0].stopped(stop[1], loading=stop[0] in unloaded)
         else:

@@ -290,6 +290,12 @@ class Runner:
         runs = [self._runs[number] for number in numbers if number in self._runs]
         return [Suspect(self, run) for run in runs]
 
+    def name_the_run(self, stop: Stop) -> None:
+        """Say whom a stop is about that came between two steps, when only one run was at work."""
+        suspects = self.suspects()
+        if not self.holds(stop.run) and len(suspects) == 1:
+            stop.run = suspects[0].run.number
+
     def holds(self, number: int) -> bool:
         """Say whether this is one of the runs inside."""
         return number in self._runs

@@ -706,7 +706,8 @@ def test_a_stopped_run_harms_nobody(guest: Guest, device: dict[str, Any], end: s
         run = guest.fail([write(device, "stopped", 1), timer(1), step], limits)
     after = guest.ask(echo("after"), limits)
 
-    assert (run["status"], run["limit"]["name"], run["limit"]["value"]) == (status, name, most)
+    assert run["status"] == status, run
+    assert (run["limit"]["name"], run["limit"]["value"]) == (name, most)
     assert run["limit"]["used"] >= most
     assert run["effects"] == guest.values(device, "stopped") == []
     for ended in (neighbour.result() for neighbour in neighbours):
@@ -731,7 +732,8 @@ def test_too_much_ends_a_run(guest: Guest, device: dict[str, Any], excess: str) 
 
     run = guest.fail([write(device, "before", 1), for_device])
 
-    assert (run["status"], run["limit"]["name"], run["limit"]["value"]) == (status, name, most)
+    assert run["status"] == status, run
+    assert (run["limit"]["name"], run["limit"]["value"]) == (name, most)
     assert run["limit"]["used"] > most
     assert run["effects"] == events_of(guest, device) == []
 

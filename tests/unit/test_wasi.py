@@ -112,7 +112,7 @@ def make(empty: bytes) -> Iterator[Make]:
 
     yield one
     for guest in made:
-        guest.program.release(guest.run)
+        guest.program.release(guest.run, succeeded=False)
 
 
 # Arguments and environment.
