@@ -133,12 +133,12 @@ def _memory(bench: "Bench") -> None:
     binary, count = _binary(ECHO % _padding(10 * 1024)), 50
     _deploy(bench, "wasm_first", binary)
     bench.post("/v1/functions/wasm_first/invoke", "x")
-    time.sleep(0.5)
+    time.sleep(0.5)  # the pool fills up, and a cell makes its spare isolate: no part of the figure
     before, engine_before = cells(), engine.memory_full_info().uss
     for n in range(count):
         _deploy(bench, f"wasm_idle_{n}", binary)
         bench.post(f"/v1/functions/wasm_idle_{n}/invoke", "x")
-    time.sleep(0.5)
+    time.sleep(0.5)  # the same again
     after, engine_after = cells(), engine.memory_full_info().uss
     # The project's cell is the one that has grown; the others are blank, or of JavaScript.
     cell = max(before.keys() & after.keys(), key=lambda pid: after[pid] - before[pid])

@@ -245,8 +245,9 @@ class Guest:
         try:
             self._serve(start, worker.clock)
             messages = self._messages
-            while messages and type(messages[0]) is Start:
-                self._serve(messages.popleft(), worker.clock)  # type: ignore[arg-type]
+            while messages and isinstance(following := messages[0], Start):
+                messages.popleft()
+                self._serve(following, worker.clock)
             if self._closed:
                 return
             worker.rest()  # before the batch leaves: the next may come at once

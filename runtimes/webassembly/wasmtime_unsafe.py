@@ -172,7 +172,8 @@ def _prototype(result: Any, name: str, *arguments: Any, quick: bool = True) -> A
     interpreter's lock is kept, as the call is over before anybody could take it.
     """
     kind = ctypes.PYFUNCTYPE if quick else ctypes.CFUNCTYPE
-    return kind(result, *arguments)((name, c.dll))  # type: ignore[attr-defined]
+    library = c.dll  # type: ignore[attr-defined]  # the bindings import it without exporting it
+    return kind(result, *arguments)((name, library))
 
 
 _P, _Z, _I = c_void_p, ctypes.c_size_t, ctypes.c_int64
@@ -227,7 +228,7 @@ _NAME_OF_MEMORY: Final = ctypes.create_string_buffer(b"memory")
 _MEMORY_NAMED: Final = ctypes.addressof(_NAME_OF_MEMORY)
 
 
-@c.wasmtime_func_unchecked_callback_t  # type: ignore[untyped-decorator]
+@c.wasmtime_func_unchecked_callback_t  # type: ignore[untyped-decorator]  # ctypes has no types for prototypes
 def _called(number: int, caller: Any, values: Values, _count: int) -> int:
     """Do one call of an import; a trap's address tells Wasmtime that the run is over."""
     instance = _here.instance

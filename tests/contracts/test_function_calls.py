@@ -117,7 +117,7 @@ def test_a_run_that_fails_has_called_nobody(engine: Any, caller: Caller) -> None
         (call(function="fc-nobody"), "no function 'fc-nobody' in this project"),
         (call(handler="trigger"), "there is no handler 'trigger'; this version has"),
         (call(function="fc-http"), "fc-http has no handler but fetch"),
-        (call(function=7), "Expected `str`, got `int`"),  # type: ignore[arg-type]
+        (call(function=7), "Expected `str`, got `int`"),  # type: ignore[arg-type]  # on purpose
     ],
     ids=["unknown", "handler", "fetch only", "wrong type"],
 )

@@ -1,17 +1,18 @@
 """A run is a step: the same version, input, seed, clock and answers give the same run again."""
 
+# ruff: noqa: F811 - a test takes a fixture as a parameter of the name under which it imports it
+
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-import pytest
 
 from engine.builder import Builder
 from engine.programs import Recipe
-from runtimes.contract import GuestError, Runtime, ToCell, packed
-from sandbox.supervisor import Cell, Death, Sandbox
+from runtimes.contract import Runtime, ToCell, packed
+from sandbox.supervisor import Sandbox
+from tests.standins.cell_listener import Listener, sandbox  # noqa: F401 - a fixture
 
 SOURCE = """
 export default {
@@ -28,36 +29,6 @@ export default {
 """
 LIMITS = [200, 1_000_000, 256, 65_536]
 CLOCKS = (1_288_310_400_000, 1_288_310_400_250, 1_288_310_400_300)
-
-
-class Listener:
-    """Takes what one cell says."""
-
-    def __init__(self, cell: Cell) -> None:
-        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
-        cell.listener = self
-
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
-        self.heard.put_nowait(messages)
-
-    def on_loaded(self, isolate: int, answer: bytes) -> None:
-        self.heard.put_nowait(answer)
-
-    def on_built(self, isolate: int, program: bytes) -> None: ...
-
-    def on_refused(self, isolate: int, error: GuestError) -> None: ...
-
-    def on_stopped(self, isolate: int, stop: bytes) -> None: ...
-
-    def on_death(self, death: Death) -> None: ...
-
-
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    running = Sandbox(warm_count=1, cell_memory_mb=256, strict=False)
-    await running.start()
-    yield running
-    await running.close()
 
 
 async def built_source(sandbox: Sandbox) -> bytes:

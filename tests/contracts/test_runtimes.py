@@ -4,12 +4,14 @@ Each test runs once for each kind of guest in `guests.kinds`; what a kind has no
 there, with the reason. Names begin with `rt-`.
 """
 
+# ruff: noqa: F811 - a test takes a fixture as a parameter of the name under which it imports it
+
 import asyncio
 import itertools
 import json
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
@@ -23,9 +25,10 @@ from engine.builder import Builder
 from engine.bundles import check_options
 from engine.programs import Recipe
 from examples.slack_stand_in import SlackStandIn
-from runtimes.contract import GuestError, Runtime, ToCell, packed
-from sandbox.supervisor import Cell, Death, Sandbox
+from runtimes.contract import Runtime, ToCell, packed
+from sandbox.supervisor import Sandbox
 from tests.contracts.guests.kinds import KINDS, REACTOR, Kind, module
+from tests.standins.cell_listener import Listener, sandbox  # noqa: F401 - a fixture
 from tests.standins.http_server import Received, answer, http_server
 
 CALM = {"cpu_ms": 2_000, "wall_ms": 20_000}  # two cores are shared with whatever else runs
@@ -1070,36 +1073,6 @@ STEPS = [
     {"do": "clock"}, {"do": "chance", "count": 5}, log("info", "ü"), timer(50), {"do": "clock"},
     {"do": "chance", "count": 1}, {"do": "read", "device": "d", "key": "k"}, {"do": "clock"},
 ]  # fmt: skip
-
-
-class Listener:
-    """Takes what one cell says."""
-
-    def __init__(self, cell: Cell) -> None:
-        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
-        cell.listener = self
-
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
-        self.heard.put_nowait(messages)
-
-    def on_loaded(self, isolate: int, answer: bytes) -> None:
-        self.heard.put_nowait(answer)
-
-    def on_built(self, isolate: int, program: bytes) -> None: ...
-
-    def on_refused(self, isolate: int, error: GuestError) -> None: ...
-
-    def on_stopped(self, isolate: int, stop: bytes) -> None: ...
-
-    def on_death(self, death: Death) -> None: ...
-
-
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    running = Sandbox(warm_count=1, cell_memory_mb=256, strict=False)
-    await running.start()
-    yield running
-    await running.close()
 
 
 async def record(sandbox: Sandbox, kind: Kind, program: bytes, seed: str) -> list[str]:
