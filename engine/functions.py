@@ -305,7 +305,7 @@ def _check_fields(upload: Upload, runtime: Runtime, of: str = "") -> None:
 
 def _check_command(given: Upload) -> None:
     """Refuse what only a module with `alloc` and `handle` understands; what was inherited goes."""
-    why = "the module was taken as a WASI command, by its _start: it does not export memory"
+    why = "the module was taken as a WASI command, by its _start: it does not export all of memory"
     if given.exports is not None and dict(given.exports) != dict(EXPORT_DEFAULTS):
         named = {**EXPORT_DEFAULTS, **given.exports}
         raise Invalid(
