@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test bench lint wasm clean
+.PHONY: help setup demo serve test bench chaos lint wasm servers clean
 
 VENV := .venv
 PYTHON ?= python3
@@ -20,7 +20,7 @@ demo: $(VENV)/.runtime ## a year of temperatures through a real engine, checked;
 serve: $(VENV)/.runtime ## run an engine on http://127.0.0.1:8700, data in ./cloudcode-data
 	@exec $(BIN)/python -P -m engine serve --data-dir cloudcode-data
 
-test: $(VENV)/.dev wasm ## lint, format, types, tests
+test: $(VENV)/.dev wasm servers ## lint, format, types, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -28,6 +28,9 @@ test: $(VENV)/.dev wasm ## lint, format, types, tests
 
 bench: $(VENV)/.dev ## measure this machine
 	@$(BIN)/python benchmarks/run.py
+
+chaos: $(VENV)/.dev servers ## kill and pause nodes, servers and cells for minutes, and count
+	@$(BIN)/python benchmarks/chaos.py
 
 lint: $(VENV)/.dev ## repair what ruff can, then types
 	$(BIN)/ruff check --fix
@@ -37,6 +40,27 @@ lint: $(VENV)/.dev ## repair what ruff can, then types
 # For the examples and the tests of WebAssembly functions; neither the engine nor the demo needs them.
 wasm: | $(BIN)/python ## install compilers of WebAssembly: clang, Rust, AssemblyScript
 	@examples/wasm/install-compilers.sh $(VENV)
+
+# For tests of many nodes; one that is installed already stays as it is. The distribution would start
+# its own servers: nobody needs them, and the tests start theirs.
+servers: ## install PostgreSQL and Redis, which tests start and stop
+	@missing=()
+	{ command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 || missing+=(postgresql)
+	command -v redis-server >/dev/null || missing+=(redis-server)
+	[ "$${#missing[@]}" -gt 0 ] || exit 0
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		echo "note: tests that need $${missing[*]} are left out; on Debian and Ubuntu: sudo apt-get install $${missing[*]}" >&2
+		exit 0
+	fi
+	echo "installing $${missing[*]} ..." >&2
+	policy=/usr/sbin/policy-rc.d # who has one has decided already whether services start
+	if [ ! -e "$$policy" ]; then
+		trap 'rm -f "$$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$$policy"
+		chmod +x "$$policy"
+	fi
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$${missing[@]}" >/dev/null; } ||
+		echo "note: $${missing[*]} could not be installed; tests that need it are left out" >&2
 
 clean: ## remove caches; .venv and cloudcode-data stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist benchmarks/results *.egg-info

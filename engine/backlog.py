@@ -1,27 +1,57 @@
-"""Hands queued runs to the dispatcher: at once while there is room, from the store otherwise.
+"""The queued runs that are this node's: claimed when there is room, handed to the dispatcher.
 
-Path:   journal (committed) -> here -> dispatch;   start -> store.backlog -> here -> dispatch
-Never:  forgets a row: what memory has no room for stays in the store and is read when there is.
+Path:   journal (committed) -> `submit` -> dispatch;  ticket, timer or poll -> claim -> dispatch
+Never:  forgets a row: what memory has no room for stays free in the store, for any node.
+
+A ticket says that a project has work. Tickets may be lost, doubled or late: the poll finds free
+rows by itself, so a transport that is gone costs a second, and no run.
 """
 
 import asyncio
 import time
+from bisect import insort
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from typing import Final, Protocol
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from engine.catalogue import Catalogue
-from engine.errors import NotFound
+from engine.batches import Batches
+from engine.catalogue import Catalogue, Device
+from engine.changes import Changes
+from engine.clock import Clock
+from engine.errors import EngineError, NotFound
 from engine.events import joined_values, write_input
+from engine.policies import read_queued
 from engine.run import Run
-from engine.store import backlog as store
+from engine.store import nodes as store_nodes
+from engine.store import run_queue as store
 from engine.store.database import Database
+from engine.store.flow import unpark_stale
+from engine.store.journal import Journal
+from jobs.tickets import Ticket, Tickets
+from runtimes.contract import GuestError, Outcome
 
-IN_MEMORY_MAX: Final = 20_000  # queued runs of one project that the dispatcher may hold
-READ_ROWS: Final = 2_000
+CLAIM_ROWS: Final = 512  # of one transaction
+HELD_BYTES_MAX: Final = 256 * 1024 * 1024  # of inputs; beyond it nothing more is claimed
+POLL_S: Final = 1.0
+OVERDUE_MS: Final = 2_500  # a row that is free for so long is claimed without a ticket
+AUDIT_EVERY: Final = 10  # polls
+TIMER_MS_MAX: Final = 60_000  # later ones are found by the poll when they come nearer
+TAKEOVERS_MAX: Final = 5  # nodes that may die while a run is theirs before it is given up
 _log = structlog.get_logger()
+
+
+class Desk(Protocol):
+    """Port: runs what it is given. Adapter: `dispatch.Dispatcher`."""
+
+    def submit(self, run: Run) -> None: ...
+
+    def cancel(self, run: Run) -> None:
+        """Stop the run as soon as its cell can be reached; what it does meanwhile is void."""
+        ...
 
 
 class Backlog:
@@ -30,19 +60,47 @@ class Backlog:
     def __init__(
         self,
         database: Database,
-        barrier: Callable[[], Awaitable[None]],
+        journal: Journal,
         catalogue: Catalogue,
-        submit: Callable[[Run], None],
+        changes: Changes,
+        desk: Desk,
+        tickets: Tickets,
+        *,
+        clock: Clock,
+        settle: Callable[[Run], None],
+        cancelled: Callable[[Collection[str]], None],
+        window: int,
+        runs_here: bool,
+        shared: bool,
     ) -> None:
+        """`settle` takes runs that end without having run, `cancelled` ids that a run cancelled.
+
+        `window`: runs of one project that this node may hold. `runs_here`: whether this node runs
+        what is queued, else it only issues tickets. `shared`: other nodes get the tickets too.
+        """
         self._database = database
-        self._barrier = barrier
+        self._journal = journal
         self._catalogue = catalogue
-        self._dispatch = submit
+        self._changes = changes
+        self._desk = desk
+        self._tickets = tickets
+        self._clock = clock
+        self._settle = settle
+        self._cancelled = cancelled
+        self._window = window
+        self._runs_here = runs_here
+        self._shared = shared
         self._held: dict[str, Run] = {}
+        self._held_bytes = 0
         self._shares: Counter[str] = Counter()  # of `_held`, by project
-        self._left_out: set[str] = set()  # projects with rows that memory had no room for
-        self._reading: dict[str, asyncio.Task[None]] = {}  # by project
-        self._ended: set[str] = set()  # runs that ended while a read was under way
+        self._wanted: set[str] = set()  # projects that may have rows nobody has claimed
+        self._pulling: dict[str, asyncio.Task[None]] = {}  # by project
+        self._timers: dict[tuple[str, int], tuple[int, asyncio.TimerHandle]] = {}
+        self._chains: dict[str, list[Run]] = {}  # ordered lanes: what waits for the one at work
+        self._batches = Batches(desk.submit)
+        self._suspects: tuple[set[str], set[str]] = (set(), set())  # of the last audit
+        self._poller: asyncio.Task[None] | None = None
+        self._closing = False
 
     @property
     def count(self) -> int:
@@ -52,73 +110,270 @@ class Backlog:
         """Return the ids of queued runs that are in a cell now."""
         return [run.execution_id for run in self._held.values() if run.started_ns]
 
-    async def start(self) -> None:
-        """Take up everything that an earlier process accepted and did not finish."""
-        for project_id in await self._database.read(store.projects_waiting):
-            await self._read(project_id)
+    def start(self) -> None:
+        """Begin to look for work; the first look finds what an earlier process left."""
+        self._poller = asyncio.create_task(self._poll_forever(), name="backlog")
+
+    def owner(self, project_id: str) -> str | None:
+        """Return whose a new row of the project is: this node's, or nobody's yet."""
+        return self._journal.node_id if self._has_room(project_id) else None
 
     def submit(self, runs: Iterable[Run]) -> None:
-        """Take runs whose rows were just committed."""
+        """Take runs whose rows were just committed: this node's are run, of others is told."""
         for run in runs:
-            if self._shares[run.project_id] >= IN_MEMORY_MAX:
-                self._left_out.add(run.project_id)
-            else:
+            if run.owner is not None and run.owner == self._journal.node_id:
                 self._take(run)
+            else:
+                self.wake(run.project_id, run.priority, run.due_ms)
+
+    def wake(self, project_id: str, priority: int = store.DEFAULT, due_ms: int = 0) -> None:
+        """Have a free row claimed, now or when it is due, by whichever node."""
+        wait_ms = due_ms - self._clock()
+        if wait_ms <= 0:
+            self._tickets.issue(Ticket(project_id, priority))
+        elif wait_ms <= TIMER_MS_MAX:
+            key = (project_id, priority)
+            known = self._timers.get(key)
+            if known is not None and known[0] <= due_ms:
+                return
+            if known is not None:
+                known[1].cancel()
+            timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._due, key, due_ms)
+            self._timers[key] = (due_ms, timer)
+
+    def look(self) -> None:
+        """Look for free rows now: somebody has left some."""
+        self._spawn(self._look())
+
+    async def _look(self) -> None:
+        try:
+            await self._poll()
+        except SQLAlchemyError as error:
+            _log.warning("backlog_not_read", error=str(error))
+
+    def take_ticket(self, ticket: Ticket) -> None:
+        """Claim what the ticket's project has, as far as there is room."""
+        if self._runs_here and not self._closing:
+            self._wanted.add(ticket.project_id)
+            self._pull_soon(ticket.project_id)
+
+    async def claim_for(self, ticket: Ticket) -> None:
+        """Do as `take_ticket`, and return when the claim is over."""
+        self.take_ticket(ticket)
+        pulling = self._pulling.get(ticket.project_id)
+        if pulling is not None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(pulling)
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """Stop those of these runs that are here: their rows are gone already."""
+        for run_id in ids:
+            run = self._held.get(run_id)
+            if run is not None:
+                self._stop(run)
+
+    def drop_all(self) -> None:
+        """Stop everything: this node was taken over, and all of it is somebody else's."""
+        for run in tuple(self._held.values()):
+            self._stop(run)
+        self._wanted.update(self._shares)
 
     def ended(self, run: Run) -> None:
-        """The run has its record, or will have it within milliseconds."""
+        """The run has its record, or somebody else has the run."""
         project_id = run.project_id
         if self._held.pop(run.execution_id, None) is not None:
             self._shares[project_id] -= 1
-        if self._reading:
-            self._ended.add(run.execution_id)
-        if (
-            project_id in self._left_out
-            and project_id not in self._reading
-            and self._shares[project_id] < IN_MEMORY_MAX // 2
-        ):
-            task = asyncio.get_running_loop().create_task(self._read(project_id))
-            self._reading[project_id] = task
+            self._held_bytes -= len(run.input)
+            if not self._shares[project_id]:
+                del self._shares[project_id]
+        if run.policy.order and run.lane is not None:
+            self._next_of(run.lane, run)
+        if project_id in self._wanted and self._shares[project_id] < self._window // 2:
+            self._pull_soon(project_id)
 
     async def close(self) -> None:
-        for task in self._reading.values():
+        """Stop claiming, and give back what has not begun."""
+        self._closing = True
+        tasks = [*self._pulling.values(), *([self._poller] if self._poller else [])]
+        for _, timer in self._timers.values():
+            timer.cancel()
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        waiting = [run for run in self._held.values() if not run.started_ns and not run.outcome]
+        if waiting:
+            for run in waiting:
+                run.owner = None  # whatever happens to it now is void
+            await self._give_back([run.execution_id for run in waiting])
+
+    # What is here.
+
+    def _has_room(self, project_id: str) -> bool:
+        return (
+            self._runs_here
+            and not self._closing
+            and self._shares[project_id] < self._window
+            and self._held_bytes < HELD_BYTES_MAX
+        )
 
     def _take(self, run: Run) -> None:
         run.on_end = self.ended
         self._held[run.execution_id] = run
+        self._held_bytes += len(run.input)
         self._shares[run.project_id] += 1
-        self._dispatch(run)
+        if run.handler == "queue":
+            self._batches.add(run)
+        elif run.policy.order and run.lane is not None:
+            self._line_up(run.lane, run)
+        else:
+            self._desk.submit(run)
 
-    async def _read(self, project_id: str) -> None:
-        self._left_out.discard(project_id)
-        left_out = True  # also when the store cannot be read: the next end of a run tries again
+    def _line_up(self, lane: str, run: Run) -> None:
+        waiting = self._chains.get(lane)
+        if waiting is None:
+            self._chains[lane] = []
+            self._desk.submit(run)
+        else:
+            insort(waiting, run, key=_place)
+
+    def _next_of(self, lane: str, run: Run) -> None:
+        waiting = self._chains.get(lane)
+        if waiting is None:
+            return
+        if run in waiting:  # it never began
+            waiting.remove(run)
+        elif not waiting:
+            del self._chains[lane]
+        elif run.retried:  # it keeps its place: the others wait in the store until it has ended
+            del self._chains[lane]
+            for later in waiting:
+                self._held.pop(later.execution_id, None)
+                self._shares[later.project_id] -= 1
+                self._held_bytes -= len(later.input)
+            self._spawn(self._give_back([later.execution_id for later in waiting]))
+        else:
+            self._desk.submit(waiting.pop(0))
+
+    def _stop(self, run: Run) -> None:
+        run.owner = None
+        waiting = self._chains.get(run.lane or "", ())
+        if run in waiting or self._batches.discard(run.execution_id):
+            self.ended(run)
+        else:
+            self._desk.cancel(run)
+
+    # What the store has.
+
+    def _due(self, key: tuple[str, int], due_ms: int) -> None:
+        del self._timers[key]
+        self.wake(*key, due_ms=due_ms)
+
+    def _pull_soon(self, project_id: str) -> None:
+        if project_id not in self._pulling and self._has_room(project_id):
+            self._pulling[project_id] = self._spawn(self._pull(project_id))
+
+    async def _pull(self, project_id: str) -> None:
         try:
-            left_out = await self._read_rows(project_id)
+            while project_id in self._wanted and self._has_room(project_id):
+                self._wanted.discard(project_id)
+                if await self._claim(project_id):
+                    self._wanted.add(project_id)
+        except EngineError as error:  # the store's; it is logged there
+            _log.warning("claim_failed", project_id=project_id, error=str(error))
         finally:
-            if left_out:
-                self._left_out.add(project_id)
-            self._reading.pop(project_id, None)
-            if not self._reading:
-                self._ended.clear()
+            self._pulling.pop(project_id, None)
 
-    async def _read_rows(self, project_id: str) -> bool:
-        """Take up what memory has room for; return whether rows were left in the store."""
-        after = ""
-        while self._shares[project_id] < IN_MEMORY_MAX:
-            await self._barrier()  # what has ended so far has no row any more
-            rows = await self._database.read(store.oldest, project_id, after, READ_ROWS)
-            for row in rows:
-                run = None if self._is_known(row.id) else await self._revive(row)
-                if run is not None and not self._is_known(row.id):
-                    self._take(run)
-            if len(rows) < READ_ROWS:
-                return False
-            after = rows[-1].id
-        return True
+    async def _claim(self, project_id: str) -> bool:
+        """Claim once; return whether there may be more."""
+        room = self._window - self._shares[project_id]
+        node_id = self._journal.node_id
+        assert node_id is not None
+        claim = await self._journal.run(
+            store.claim, project_id, node_id, self._clock(), min(room, CLAIM_ROWS)
+        )
+        if claim.cancelled:
+            self._cancelled(claim.cancelled)
+        if claim.wake_ms is not None:
+            self.wake(project_id, due_ms=claim.wake_ms)
+        if claim.more and self._shared:
+            self._tickets.issue(Ticket(project_id, store.DEFAULT))  # others may help
+        await self._changes.catch_up(claim.changes_seq)
+        for row in claim.rows:
+            await self._admit(row, node_id)
+        return claim.more
 
-    def _is_known(self, run_id: str) -> bool:
-        return run_id in self._held or run_id in self._ended
+    async def _admit(self, row: store.Queued, node_id: str) -> None:
+        run = await self._revive(row)
+        if run is None or row.id in self._held or node_id != self._journal.node_id:
+            return
+        run.owner = node_id
+        if row.skip is not None:
+            run.skip_reason, message = row.skip
+            run.outcome = Outcome.SKIPPED
+            run.error = GuestError(name="Skipped", message=message)
+        elif row.takeovers >= TAKEOVERS_MAX:
+            run.outcome = Outcome.CRASHED
+            message = f"{row.takeovers} nodes of the engine died while they had it"
+            run.error = GuestError(name="Crash", message=message)
+        if run.outcome is None:
+            self._take(run)
+            return
+        run.ended_ns = run.created_ns
+        self._settle(run)
+
+    async def _poll_forever(self) -> None:
+        polls_count = 0
+        while True:
+            pause_s = POLL_S
+            started = time.monotonic()
+            try:
+                await self._poll()
+                if polls_count % AUDIT_EVERY == AUDIT_EVERY - 1:
+                    await self._audit()
+            except Exception as error:  # noqa: BLE001 - the database may be away; the poll goes on
+                _log.warning("backlog_not_read", error=str(error))
+            polls_count += 1
+            pause_s = max(POLL_S, 10 * (time.monotonic() - started))
+            await asyncio.sleep(pause_s)
+
+    async def _poll(self) -> None:
+        now_ms = self._clock()
+        for due in await self._database.read(store.soonest):
+            ticket = Ticket(due.project_id, due.priority)
+            if due.due_ms < now_ms - OVERDUE_MS:
+                self.take_ticket(ticket)
+            self.wake(due.project_id, due.priority, due.due_ms)
+
+    async def _audit(self) -> None:
+        """Compare what is here with what the store says is here; what differs twice is mended.
+
+        After a lost answer from the database either side may not know of the other.
+        """
+        for project_id, priority in await self._journal.run(unpark_stale, CLAIM_ROWS):
+            self.wake(project_id, priority)
+        if not self._runs_here:
+            return
+        await self._journal.barrier()
+        stored = await self._database.read(store_nodes.mine, self._journal.node_id or "")
+        held = set(self._held)
+        unknown, gone = stored - held, held - stored
+        unknown_before, gone_before = self._suspects
+        self._suspects = (unknown, gone)
+        self.cancel(gone & gone_before)
+        strays = unknown & unknown_before
+        if strays:
+            _log.warning("runs_not_held", count=len(strays))
+            await self._give_back(list(strays))
+            self._wanted.update(self._shares)
+
+    async def _give_back(self, ids: list[str]) -> None:
+        try:
+            await self._journal.run(store_nodes.free_runs, self._journal.node_id or "", ids)
+        except EngineError as error:  # the audit will find them
+            _log.warning("runs_not_given_back", count=len(ids), error=str(error))
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work)
 
     async def _revive(self, row: store.Queued) -> Run | None:
         function = self._catalogue.function_by_id(row.function_id)
@@ -131,31 +386,50 @@ class Backlog:
                 device = await self._catalogue.device_by_id(row.project_id, row.device_id)
             except NotFound:
                 _log.warning("device_gone", execution_id=row.id, device_id=row.device_id)
-        if row.input is not None:
-            given = row.input.encode()
-        elif device is not None and row.event_id is not None and row.payload is not None:
-            given = write_input(
-                row.handler,
-                device,
-                row.event_id,
-                joined_values(row.payload),
-                row.created_ms,
-                row.source or "http",
-            )
-        else:
-            given = (row.payload or "null").encode()
         return Run(
             execution_id=row.id,
             version=version,
             handler=row.handler,
             cause=row.cause,
             limits=version.limits(row.handler),
-            input=given,
+            input=_given(row, device),
             created_ms=row.created_ms,
-            created_ns=time.monotonic_ns(),
+            created_ns=time.monotonic_ns() - _age_ns(row, self._clock()),
             root_id=row.root_id,
             depth=row.depth,
             event_id=row.event_id,
             device=device,
             queued=True,
+            attempt=row.attempt,
+            job_id=row.job_id,
+            schedule_id=row.schedule_id,
+            lane=row.lane,
+            position_ms=row.position_ms,
+            priority=row.priority,
+            due_ms=row.due_ms,
+            policy=read_queued(row.policy),
         )
+
+
+def _age_ns(row: store.Queued, now_ms: int) -> int:
+    """Return how long the run has waited already: since it was due, as far as clocks can tell."""
+    return max(0, now_ms - max(row.due_ms, row.created_ms)) * 1_000_000
+
+
+def _place(run: Run) -> tuple[int, str]:
+    return (run.position_ms or 0, run.execution_id)
+
+
+def _given(row: store.Queued, device: Device | None) -> bytes:
+    if row.input is not None:
+        return row.input.encode()
+    if device is None or row.event_id is None or row.payload is None:
+        return (row.payload or "null").encode()
+    return write_input(
+        row.handler,
+        device,
+        row.event_id,
+        joined_values(row.payload),
+        row.created_ms,
+        row.source or "http",
+    )

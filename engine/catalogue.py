@@ -5,12 +5,13 @@ Never:  is the truth: that is the store; a restart reads it all again.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from engine.clock import Clock
 from engine.errors import NotFound
+from engine.policies import NONE, Policy
 from engine.quotas import limits_for
 from engine.store import live
 from engine.store.database import Database
@@ -48,6 +49,7 @@ class Version:
     overrides: dict[str, int]
     allowed_hosts: tuple[str, ...]
     bindings: dict[str, Any] = field(repr=False)  # holds secrets in the clear
+    policy: Policy = NONE  # what its queued runs keep to
     live: bool = True  # False: replaced by a newer object; runs that hold it may still end in it
     _limits: dict[str, Limits] = field(default_factory=dict, repr=False)
 
@@ -99,6 +101,7 @@ class Catalogue:
         self._triggers: dict[str, tuple[Trigger, ...]] = {}
         self._devices_changed_count = 0
         self._reading = asyncio.Lock()  # a slow old answer must not overwrite a newer one
+        self.learn: Callable[[], Awaitable[bool]] = _nothing_new  # what other nodes have changed
         self.on_retired: Callable[[Version], None] = lambda _version: None
         self._devices: dict[str, Device] = {}  # by id
         self._devices_by_token: dict[str, Device] = {}
@@ -130,6 +133,10 @@ class Catalogue:
     def known_device(self, token: str) -> Device | None:
         """Return the token's device if it is in memory; `device_by_token` also asks the store."""
         return self._devices_by_token.get(token)
+
+    def fresh(self) -> Awaitable[bool]:
+        """Learn what other nodes have changed; return whether there was anything."""
+        return self.learn()
 
     async def device_by_token(self, token: str) -> Device | None:
         return self._devices_by_token.get(token) or await self._find(token=token)
@@ -242,6 +249,7 @@ class Catalogue:
             program=share.program,
             kind=share.kind,
             options=share.options,
+            policy=share.policy,
             handlers=share.handlers,
             overrides=share.limits,
             allowed_hosts=share.allowed_hosts,
@@ -257,6 +265,11 @@ class Catalogue:
         self._devices[device.id] = device
         self._devices_by_token[device.token] = device
         return device
+
+
+async def _nothing_new() -> bool:
+    """Stand for the way to learn what other nodes have changed: there are none."""
+    return False
 
 
 def _triggers(

@@ -7,28 +7,56 @@ Never:  lets an effect out of a run that did not succeed, or before its record i
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
 from typing import Any, Final
 
 import msgspec
 import structlog
+from msgspec.structs import replace
+from sqlalchemy import Connection
 
+from engine.batches import verdicts
 from engine.catalogue import Catalogue
+from engine.clock import Clock
+from engine.enqueue import Owner, enqueue, row_of
 from engine.events import Events
+from engine.ids import new_id
+from engine.jobs import Status
 from engine.metrics import Metrics
+from engine.policies import LANES, write_queued
+from engine.retries import Again, Over, decide
 from engine.run import CallEffect, KeyValueEffect, Run, WriteEffect
 from engine.stacks import authors_stack
+from engine.store import schedules
 from engine.store.deliveries import delivery_row
-from engine.store.journal import Commit, Journal
+from engine.store.flow import unpark
+from engine.store.journal import Commit, Journal, LeaseLost
 from engine.store.kv import put_row
-from engine.store.tables import deliveries, executions, kv, run_queue
+from engine.store.nodes import free_runs
+from engine.store.run_queue import insert_rows
+from engine.store.tables import dead_letters, deliveries, executions, jobs, kv, run_queue
 from engine.tails import Tails
 from runtimes.contract import GuestError, Outcome
 
 RETRY_S: Final = 1.0  # after a commit that the database refused
 STORED_LOG_LEVEL: Final = "warn"
+JOB_COLUMNS: Final = ("status", "attempts", "execution_id", "result", "error", "ended_ms")
 STORE_FAILED: Final = "StoreFailed"  # the error of a call whose effects the database did not take
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
+
+
+@dataclass(slots=True)
+class _Happened:
+    """What a commit will have caused when it is on disk."""
+
+    caused: list[Run] = field(default_factory=list)
+    deliveries: list[str] = field(default_factory=list)
+    woken: list[tuple[str, int, int]] = field(default_factory=list)  # project, priority, due
+    retries: int = 0
+    dead: int = 0
 
 
 class Settler:
@@ -45,7 +73,24 @@ class Settler:
         start: Callable[[Iterable[Run]], None],
         start_again: Callable[[Run], None],
         notice: Callable[[Iterable[str]], None],
+        wake: Callable[[str, int, int], None],
+        owner: Owner,
+        clock: Clock,
+        rng: Random,
+        outbox_of: Callable[[], str | None],
     ) -> None:
+        """`start` takes runs that a run has caused, `notice` its deliveries, once committed.
+
+        `start_again` runs a run once more whose record the database refused; `wake` is told
+        (project, priority, due) of free rows; `outbox_of` says whose outbox has the deliveries of
+        this node's runs; `rng` spreads retries.
+        """
+        journal.gather(LANES, unpark, self._unparked)
+        self._wake = wake
+        self._owner = owner
+        self._clock = clock
+        self._rng = rng
+        self._outbox_of = outbox_of
         self._journal = journal
         self._events = events
         self._catalogue = catalogue
@@ -62,35 +107,143 @@ class Settler:
         follows within milliseconds. A queued run has: until its row is gone it is not over.
         """
         _explain(run)
-        ended = (run_queue, run.execution_id) if run.queued else None
-        if run.queued and self._catalogue.function_by_id(run.version.function_id) is None:
-            run.effects = []  # cancelled with its function: the record is there already
-        if not run.effects or run.outcome is not Outcome.SUCCEEDED:
-            self._journal.record(executions, _record(run, []), ended)
+        if run.messages:
+            self._settle_messages(run)
+        elif run.queued:
+            self._settle_queued(run)
+        elif not run.effects or run.outcome is not Outcome.SUCCEEDED:
+            self._journal.record(executions, _record(run, []))
+            self._ended(run, (), ())
+        else:
+            commit = Commit()
+            happened = self._happened(run, commit)
+            if run.on_commit is not None:
+                run.on_commit(run, commit)
+            self._submit(run, commit, happened)
+
+    def _settle_queued(self, run: Run) -> None:
+        assert run.outcome is not None
+        if run.owner is None or run.owner != self._journal.node_id:
+            self._lost(run)
+            return
+        follows = decide(run.outcome, run.attempt, run.policy, self._clock(), self._rng)
+        nothing_else = run.job_id is None and run.lane is None and not run.policy.watched
+        no_effects = not run.effects or run.outcome is not Outcome.SUCCEEDED
+        if nothing_else and no_effects and follows == Over():
+            self._journal.record(executions, _record(run, []), claim=run.execution_id)
             self._ended(run, (), ())
             return
-        commit = Commit()
-        caused, delivery_ids, effects = self._effects(run, commit)
-        commit.insert(executions, _record(run, effects))
-        if ended is not None:
-            commit.delete(*ended)
+        commit = Commit(claims=[run.execution_id])
+        happened = self._happened(run, commit)
+        self._follow(run, follows, commit, happened)
+        if run.lane is not None:
+            commit.gather(LANES, run.lane)
+        if run.policy.watched and not isinstance(follows, Again):
+            self._tell_schedule(run, commit)
+        self._submit(run, commit, happened)
 
-        def done(_result: Any, error: BaseException | None) -> None:
-            if error is not None:
+    def _settle_messages(self, batch: Run) -> None:
+        """Settle a batch of the `queue` handler: one record, and what becomes of each message."""
+        assert batch.outcome is not None
+        if any(message.owner != self._journal.node_id for message in batch.messages):
+            self._lost(batch)
+            return
+        commit = Commit(claims=[message.execution_id for message in batch.messages])
+        happened = self._happened(batch, commit)
+        asked = verdicts(batch)
+        for message in batch.messages:
+            message.outcome, message.error = batch.outcome, batch.error
+            retry = asked.get(message.execution_id)
+            if batch.outcome is Outcome.SUCCEEDED and retry is not None:
+                message.outcome = Outcome.FAILED
+                message.error = GuestError(name="Retry", message="the handler asked for a retry")
+            follows = decide(
+                message.outcome, message.attempt, message.policy, self._clock(), self._rng
+            )
+            if isinstance(follows, Again) and retry is not None and retry.delay_ms is not None:
+                follows = Again(self._clock() + retry.delay_ms)
+            self._follow(message, follows, commit, happened, record_id=batch.execution_id)
+            if message.lane is not None:
+                commit.gather(LANES, message.lane)
+        self._submit(batch, commit, happened)
+
+    def _happened(self, run: Run, commit: Commit) -> "_Happened":
+        """Put the run's record and, if it went well, its effects into the commit."""
+        happened = _Happened()
+        effects = []
+        if run.outcome is Outcome.SUCCEEDED and run.effects:
+            effects = self._effects(run, commit, happened)
+        commit.insert(executions, _record(run, effects))
+        return happened
+
+    def _follow(
+        self,
+        run: Run,
+        follows: Again | Over,
+        commit: Commit,
+        happened: "_Happened",
+        record_id: str | None = None,
+    ) -> None:
+        """Put into the commit what becomes of the run now that this attempt is over."""
+        assert run.outcome is not None
+        error = None if run.error is None else _error_json(run)
+        if isinstance(follows, Again):
+            run.retried = True
+            happened.retries += 1
+            row = row_of(
+                replace(run, attempt=run.attempt + 1, due_ms=follows.due_ms, owner=None),
+                new_id("exe"),
+            )
+            commit.insert(run_queue, row)
+            happened.woken.append((run.project_id, run.priority, follows.due_ms))
+        elif follows.dead:
+            happened.dead += 1
+            commit.insert(dead_letters, _dead_letter(run, error, self._clock()))
+        if run.job_id is None:
+            return
+        result = run.result.decode() if run.outcome is Outcome.SUCCEEDED else None
+        values = (
+            _job_status(run.outcome, follows),
+            run.attempt,
+            record_id or run.execution_id,
+            None if run.handler == "queue" else result,
+            error,
+            None if isinstance(follows, Again) else self._clock(),
+        )
+        commit.update(jobs, JOB_COLUMNS, run.job_id, values)
+
+    def _tell_schedule(self, run: Run, commit: Commit) -> None:
+        succeeded = run.outcome is Outcome.SUCCEEDED
+        error = None if run.error is None else _error_json(run)
+        assert run.schedule_id is not None
+        commit.change = partial(
+            _schedule_told,
+            schedule_id=run.schedule_id,
+            succeeded=succeeded,
+            execution_id=run.execution_id,
+            error=error,
+            now_ms=self._clock(),
+        )
+
+    def _submit(self, run: Run, commit: Commit, happened: "_Happened") -> None:
+        def done(result: Any, error: BaseException | None) -> None:
+            if isinstance(error, LeaseLost):
+                self._lost(run)
+            elif error is not None:
                 self._refused(run, error)
             else:
-                self._ended(run, caused, delivery_ids)
+                self._metrics.counts["retries"] += happened.retries
+                self._metrics.counts["dead_letters"] += happened.dead
+                happened.woken += result or ()
+                self._ended(run, happened.caused, happened.deliveries, happened.woken)
 
         commit.done = done
         self._journal.submit(commit)
 
-    def _effects(
-        self, run: Run, commit: Commit
-    ) -> tuple[list[Run], list[str], list[dict[str, Any]]]:
-        caused: list[Run] = []
-        delivery_ids: list[str] = []
+    def _effects(self, run: Run, commit: Commit, happened: "_Happened") -> list[dict[str, Any]]:
+        caused, delivery_ids = happened.caused, happened.deliveries
         shown: list[dict[str, Any]] = []
-        now_ms = run.created_ms + (run.ended_ns - run.created_ns) // 1_000_000
+        now_ms = self._clock()
         for effect in run.effects:
             if isinstance(effect, WriteEffect):
                 accepted = self._events.accept(
@@ -106,7 +259,9 @@ class Settler:
                     }
                 )
             elif isinstance(effect, CallEffect):
-                caused.append(_called(run, effect, commit, now_ms))
+                called_run = _called(run, effect, now_ms)
+                enqueue(commit, called_run, self._owner)
+                caused.append(called_run)
                 called = {"function": effect.version.function, "execution_id": effect.execution_id}
                 shown.append({"kind": "call", **called})
             elif isinstance(effect, KeyValueEffect):
@@ -121,32 +276,125 @@ class Settler:
                     kind=effect.kind,
                     payload=effect.payload,
                     now_ms=now_ms,
+                    node_id=self._outbox_of(),
                 )
                 commit.insert(deliveries, row)
                 delivery_ids.append(effect.id)
                 shown.append({"kind": "delivery", "id": effect.id, "connection": effect.connection})
-        return caused, delivery_ids, shown
+        return shown
 
-    def _ended(self, run: Run, caused: Iterable[Run], delivery_ids: Iterable[str]) -> None:
+    def _ended(
+        self,
+        run: Run,
+        caused: Iterable[Run],
+        delivery_ids: Iterable[str],
+        woken: Iterable[tuple[str, int, int]] = (),
+    ) -> None:
         self._metrics.run_ended(run)
         self._tails.report(run)
         self._start(caused)
         if delivery_ids:
             self._notice(delivery_ids)
-        if run.on_end is not None:
-            run.on_end(run)
+        for project_id, priority, due_ms in woken:
+            self._wake(project_id, priority, due_ms)
+        _over(run)
+
+    def _unparked(self, freed: Iterable[tuple[str, int]]) -> None:
+        for project_id, priority in freed:
+            self._wake(project_id, priority, 0)
+
+    def _lost(self, run: Run) -> None:
+        """Somebody else has the run, or it was cancelled: nothing of what it did here counts."""
+        _log.info("run_not_ours", execution_id=run.execution_id)
+        run.retried = False
+        if run.messages and self._journal.node_id is not None:
+            # One message of the batch is gone: the others are still here, and run again.
+            ids = [message.execution_id for message in run.messages]
+            free = partial(free_runs, node_id=self._journal.node_id, ids=ids)
+            woken = (run.project_id, run.priority, 0)
+            self._journal.submit(Commit(change=free, done=lambda *_: self._wake(*woken)))
+        _over(run)
 
     def _refused(self, run: Run, error: BaseException) -> None:
         """The database did not take it: nothing of the run happened, so it may run again."""
         _log.error("run_not_recorded", execution_id=run.execution_id, error=str(error))
-        if run.queued:
+        if run.queued or run.messages:
             run.start_again()
+            run.retried = False
             run.outcome = None
             asyncio.get_running_loop().call_later(RETRY_S, self._start_again, run)
         elif run.on_end is not None:
             run.outcome, run.unstored = Outcome.FAILED, True
             run.error = GuestError(name="StoreFailed", message="the result could not be stored")
             run.on_end(run)
+
+
+def _over(run: Run) -> None:
+    for message in run.messages:
+        if message.on_end is not None:
+            message.on_end(message)
+    if run.on_end is not None:
+        run.on_end(run)
+
+
+def _schedule_told(
+    connection: Connection,
+    *,
+    schedule_id: str,
+    succeeded: bool,
+    execution_id: str,
+    error: str | None,
+    now_ms: int,
+) -> list[tuple[str, int, int]]:
+    """Let the schedule count how its run ended; return what that makes due, as `wake` wants it."""
+    rows = schedules.run_ended(connection, schedule_id, succeeded, execution_id, error, now_ms)
+    return insert_rows(connection, rows)
+
+
+def _dead_letter(run: Run, error: str | None, now_ms: int) -> tuple[Any, ...]:
+    assert run.outcome is not None
+    return (
+        new_id("dlq"),
+        run.project_id,
+        run.version.function_id,
+        run.version.function,
+        run.handler,
+        run.cause,
+        run.execution_id,
+        run.job_id,
+        run.event_id,
+        None if run.device is None else run.device.id,
+        run.schedule_id,
+        None if run.event_id is not None else run.input.decode(),
+        write_queued(run.policy),
+        run.policy.queue,
+        run.outcome.value,
+        error,
+        run.attempt,
+        now_ms,
+    )
+
+
+def _job_status(outcome: Outcome, follows: Again | Over) -> str:
+    if isinstance(follows, Again):
+        return Status.QUEUED.value
+    if follows.dead:
+        return Status.DEAD_LETTERED.value
+    return _JOB_STATUS.get(outcome, Status.FAILED).value
+
+
+_JOB_STATUS: Final = {
+    Outcome.SUCCEEDED: Status.SUCCEEDED,
+    Outcome.CANCELLED: Status.CANCELLED,
+    Outcome.SKIPPED: Status.SKIPPED,
+}
+
+
+def _error_json(run: Run) -> str:
+    error = msgspec.to_builtins(run.error)
+    if run.skip_reason:
+        error["reason"] = run.skip_reason
+    return _encode(error).decode()
 
 
 def _kept(run: Run, effect: KeyValueEffect, commit: Commit, now_ms: int) -> dict[str, Any]:
@@ -162,16 +410,9 @@ def _kept(run: Run, effect: KeyValueEffect, commit: Commit, now_ms: int) -> dict
     }  # fmt: skip
 
 
-def _called(run: Run, effect: CallEffect, commit: Commit, now_ms: int) -> Run:
-    """Put the run that `run` asked for into the queue, and return it."""
-    version, depth = effect.version, run.depth + 1
-    commit.insert(
-        run_queue,
-        (
-            effect.execution_id, version.project_id, version.function_id, "call", effect.handler,
-            None, None, effect.payload.decode(), run.root_id, depth, now_ms,
-        ),
-    )  # fmt: skip
+def _called(run: Run, effect: CallEffect, now_ms: int) -> Run:
+    """Return the run that `run` asked for."""
+    version = effect.version
     return Run(
         execution_id=effect.execution_id,
         version=version,
@@ -182,8 +423,7 @@ def _called(run: Run, effect: CallEffect, commit: Commit, now_ms: int) -> Run:
         created_ms=now_ms,
         created_ns=time.monotonic_ns(),
         root_id=run.root_id,
-        depth=depth,
-        queued=True,
+        depth=run.depth + 1,
     )
 
 
@@ -226,6 +466,8 @@ def _record(run: Run, effects: list[dict[str, Any]]) -> tuple[Any, ...]:
         run.result.decode() if run.outcome is Outcome.SUCCEEDED else None,
         _report(run, effects),
         _encode(run.log).decode() if run.log else None,
+        run.job_id,
+        run.schedule_id,
     )
 
 
@@ -239,7 +481,7 @@ def _report(run: Run, effects: list[dict[str, Any]]) -> str:
         )
     ]
     if run.error is not None:
-        parts.append(f',"error":{_encode(run.error).decode()}')
+        parts.append(f',"error":{_error_json(run)}')
     if run.limit is not None:
         parts.append(f',"limit":{_encode(run.limit).decode()}')
     if run.fuel:

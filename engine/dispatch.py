@@ -103,6 +103,17 @@ class Dispatcher:
             runner = self._runner(run.version)
         runner.add(run)
 
+    def cancel(self, run: Run) -> None:
+        """End a run as soon as its isolate can be told; nothing that it has done will be stored."""
+        if run in self._suspects:
+            self._suspects.remove(run)
+            run.outcome = Outcome.CANCELLED
+            self.end(run)
+            return
+        for house in tuple(self._houses.values()):
+            if house.cancel(run):
+                return
+
     def end(self, run: Run) -> None:
         """The run has its outcome: hand it on."""
         run.ended_ns = time.monotonic_ns()
@@ -115,6 +126,11 @@ class Dispatcher:
         """The version is no longer live: its isolate goes as soon as nothing runs in it."""
         for house in tuple(self._houses.values()):
             house.retire(version)
+
+    def quarantined(self) -> dict[str, int]:
+        """Return which versions have a cell of their own for having killed one: until when, ms."""
+        now_ms = self.clock()
+        return {version: until for version, until in self._quarantined.items() if until > now_ms}
 
     def quarantine(self, version: Version) -> None:
         self._quarantined[version.id] = self.clock() + QUARANTINE_MS
@@ -220,6 +236,10 @@ class House:
 
     def enter(self, runner: "Runner") -> None:
         self._by_version[runner.version] = runner
+
+    def cancel(self, run: Run) -> bool:
+        runner = self._by_version.get(run.version)
+        return runner is not None and runner.cancel(run)
 
     def retire(self, version: Version) -> None:
         runner = self._by_version.get(version)

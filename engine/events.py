@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from engine.catalogue import Catalogue, Device
 from engine.clock import Clock, iso
+from engine.enqueue import Owner, enqueue
 from engine.errors import Invalid, PayloadTooLarge
 from engine.ids import new_id
 from engine.quotas import (
@@ -25,10 +26,11 @@ from engine.quotas import (
 )
 from engine.run import Run, Value
 from engine.store.journal import Commit
-from engine.store.tables import events, resources, run_queue, values
+from engine.store.tables import events, resources, values
 
 KEY: Final = re.compile(r"\$?[A-Za-z0-9._-]{1,128}")
 TIME_CHARS_MAX: Final = 64  # the cache below must not keep what a stranger chooses
+VALUE_ID_CHARS_MAX: Final = 128
 RESOURCES_KNOWN_MAX: Final = 500_000
 _COMPACT: Final = re.compile(r"(\d{4})(\d\d)(\d\d)T?(\d\d)(\d\d)(\d\d)")
 _YEAR_MS_MIN: Final = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
@@ -41,6 +43,10 @@ class _Geo(msgspec.Struct):
     long: float
 
 
+# No NUL: PostgreSQL has no text with one.
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=VALUE_ID_CHARS_MAX, pattern=r"^[^\0]*$")]
+
+
 class RawValue(msgspec.Struct):
     """One value as a device sends it; what it does not know is passed over, as the old API did."""
 
@@ -48,6 +54,7 @@ class RawValue(msgspec.Struct):
     value: msgspec.Raw
     datetime: str | int | None = None
     geo: _Geo | None = None
+    id: _Id | None = None  # the sender's: a value that comes again is known by it
 
 
 class RawWrite(msgspec.Struct):
@@ -61,6 +68,14 @@ class Accepted(msgspec.Struct, frozen=True):
 
     event_id: str
     runs: list[Run]
+
+
+def has_ids(raw: Sequence[RawValue]) -> bool:
+    """Say whether some of these values could have been sent before."""
+    for value in raw:  # noqa: SIM110 - every write comes by here: `any` would cost three times that
+        if value.id is not None:
+            return True
+    return False
 
 
 def check_values(raw: Sequence[RawValue], now_ms: int) -> tuple[Value, ...]:
@@ -170,7 +185,8 @@ def parse_time(text: str | int) -> int:
 class Events:
     """Puts device writes into commits."""
 
-    def __init__(self, catalogue: Catalogue, clock: Clock) -> None:
+    def __init__(self, catalogue: Catalogue, clock: Clock, owner: Owner) -> None:
+        self._owner = owner
         self._catalogue = catalogue
         self._clock = clock
         self._known: dict[tuple[str, str], None] = {}  # resources that have a row already
@@ -257,30 +273,22 @@ class Events:
             if handler is None:
                 continue
             root_id = execution_id if parent is None else parent.root_id
-            runs.append(
-                Run(
-                    execution_id=execution_id,
-                    version=version,
-                    handler=handler,
-                    cause="write",
-                    limits=version.limits(handler),
-                    input=write_input(handler, device, event_id, joined, now_ms, source),
-                    created_ms=now_ms,
-                    created_ns=created_ns,
-                    root_id=root_id,
-                    depth=depth,
-                    event_id=event_id,
-                    device=device,
-                    queued=True,
-                )
+            run = Run(
+                execution_id=execution_id,
+                version=version,
+                handler=handler,
+                cause="write",
+                limits=version.limits(handler),
+                input=write_input(handler, device, event_id, joined, now_ms, source),
+                created_ms=now_ms,
+                created_ns=created_ns,
+                root_id=root_id,
+                depth=depth,
+                event_id=event_id,
+                device=device,
             )
-            commit.insert(
-                run_queue,
-                (
-                    execution_id, device.project_id, trigger.function_id, "write", handler,
-                    event_id, device.id, None, root_id, depth, now_ms,
-                ),
-            )  # fmt: skip
+            enqueue(commit, run, self._owner)
+            runs.append(run)
         return runs
 
 

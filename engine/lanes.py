@@ -79,6 +79,11 @@ class Lanes:
     def known_count(self) -> int:
         return len(self._known)
 
+    @property
+    def known(self) -> list[str]:
+        """Return the ids of all that it has taken in."""
+        return list(self._known)
+
     def add(self, pending: Pending, now_ms: int) -> None:
         """Take in a waiting delivery. One that is known keeps the earlier of both times."""
         if pending.due_ms > now_ms + HORIZON_MS:

@@ -4,6 +4,7 @@ A run costs a few additions here: histograms are counted in buckets of one list 
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -53,6 +54,9 @@ class Metrics:
         self._functions: dict[tuple[str, str], _PerFunction] = {}
         self._cold: dict[tuple[str], int] = {}
         self._retries: dict[tuple[str], int] = {}
+        self.counts: Counter[str] = (
+            Counter()
+        )  # retries, dead_letters, lease_takeovers, lease_lost ...
         self.gauges: dict[str, Callable[[], Samples]] = {}
 
     def run_ended(self, run: Run) -> None:

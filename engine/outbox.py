@@ -5,12 +5,12 @@ Never:  loses a delivery; sends one that is not committed; counts an attempt tha
 
 Before an attempt the row says `sending` (committed), after it attempt and new state are one commit.
 So a delivery is made once, but for ONE window: the process dies after the provider took it and
-before that commit. The next start tries it again, and its log says so. One outbox per database.
+before that commit. The next start, or another node, tries it again, and its log says so.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -75,7 +75,10 @@ class Outbox:
         rng: Random,
         connectors: Mapping[str, Connector] = CONNECTORS,
         limits: LaneLimits | None = None,
+        node: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`node` says which deliveries are this outbox's; None: all there are."""
+        self._node = node
         self._database = database
         self._journal = journal
         self._vault = vault
@@ -89,6 +92,7 @@ class Outbox:
         self._noticed: list[str] = []
         self._steps: list[_Step] = []
         self._reading = self._writing = False
+        self._interrupted = False  # deliveries that were on their way are to be taken up
         self._closing = False
         self._all_in = False  # the writer's: nothing more will come
         self._news = asyncio.Event()  # for the reader
@@ -111,6 +115,13 @@ class Outbox:
         await self._take_up_interrupted()
         self._news.set()
         self._runner = asyncio.create_task(self._run(), name="outbox")
+
+    def adopted(self, waiting: Iterable[str], interrupted: bool) -> None:  # noqa: FBT001 - a port
+        """Take over deliveries of a node that is gone: those that wait, and what it was sending."""
+        self.notice(waiting)
+        if interrupted:
+            self._interrupted = True
+            self._news.set()
 
     def notice(self, delivery_ids: Iterable[str]) -> None:
         """Send these, whose rows were just committed. Costs nothing more than a list."""
@@ -194,13 +205,16 @@ class Outbox:
             self._pump()
 
     async def _read_news(self) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            await self._take_up_interrupted()
         now_ms = self._clock()
         horizon_ms = now_ms + HORIZON_MS
         per_lane = self._limits.known_per_lane
         if self._lanes.sweep_due(now_ms):
             self._lanes.sweep_begins()
             rows, far_ms = await self._database.read(
-                store.pending_until, horizon_ms, per_lane=per_lane
+                store.pending_until, horizon_ms, self._node(), per_lane=per_lane
             )
             self._lanes.swept(far_ms)
             counts = Counter(row.key for row in rows)
@@ -209,12 +223,14 @@ class Outbox:
                     self._lanes.refilled(key, more=True)
             self._add(rows)
         for key in self._lanes.lanes_to_refill():
-            rows = await self._database.read(store.pending_of, key, horizon_ms, limit=per_lane)
+            rows = await self._database.read(
+                store.pending_of, key, horizon_ms, self._node(), limit=per_lane
+            )
             self._lanes.refilled(key, more=len(rows) == per_lane)
             self._add(rows)
         while self._noticed and not self._closing:
             ids = self._noticed[:READ_IDS_MAX]
-            self._add(await self._database.read(store.pending_among, ids))
+            self._add(await self._database.read(store.pending_among, ids, self._node()))
             del self._noticed[: len(ids)]
             self._pump()
 
@@ -230,7 +246,7 @@ class Outbox:
             while not self._closing and (asked := self._lanes.to_claim(self._clock())):
                 ids = [delivery_id for delivery_id, _ in asked]
                 try:
-                    got = await self._journal.run(store.claim, ids)
+                    got = await self._journal.run(store.claim, ids, self._node())
                 except StoreFailed as error:
                     _log.error("outbox_cannot_claim", error=str(error))
                     await asyncio.sleep(STORE_PAUSE_S)
@@ -349,11 +365,13 @@ class Outbox:
             self._pump()
 
     async def _commit(self, steps: list[_Step]) -> None:
-        changes = [step.change for step in steps]
-        commit = Commit(change=lambda connection: store.finish(connection, changes))
+        changes, node_id = [step.change for step in steps], self._node()
+        commit = Commit(change=lambda connection: store.finish(connection, changes, node_id))
         for step in steps:
             if step.attempt is not None:
-                commit.insert(delivery_attempts, store.attempt_row(step.change.id, step.attempt))
+                commit.insert_new(
+                    delivery_attempts, store.attempt_row(step.change.id, step.attempt)
+                )
         await self._journal.commit(commit)
 
     def _written(self, step: _Step) -> None:
@@ -369,7 +387,7 @@ class Outbox:
         self.counts.failed += change.state is State.FAILED
 
     async def _take_up_interrupted(self) -> None:
-        left = await self._database.read(store.left_sending)
+        left = await self._database.read(store.left_sending, self._node(), self._lanes.known)
         now_ms = self._clock()
         steps = []
         for row in left:
@@ -393,7 +411,8 @@ class Outbox:
             steps.append(_Step(change=change, key=None, attempt=attempt))
         if steps:
             await self._commit(steps)
-            self.counts.recovered = len(steps)
+            self.counts.recovered += len(steps)
+            self.notice(step.change.id for step in steps)
             _log.info("outbox_recovered", deliveries=len(steps))
 
     # Waiting.

@@ -24,6 +24,7 @@ TRIGGER_DEPTH_MAX: Final = 5  # writes of functions that trigger functions that 
 BUNDLE_BYTES_MAX: Final = KIB * KIB
 BUNDLE_FILES_MAX: Final = 100
 BATCH_ITEMS_MAX: Final = 1_000
+BULK_RUNS_MAX: Final = 100_000  # that one request may replay, cancel, redrive or delete
 WRITE_VALUES_MAX: Final = 1_000
 VARIABLE_BYTES_MAX: Final = 5 * KIB
 SECRET_BYTES_MAX: Final = 5 * KIB

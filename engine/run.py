@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import msgspec
 
 from engine.catalogue import Device, Version
+from engine.policies import PLAIN, Queued
+from engine.store.journal import Commit
 from runtimes.contract import GuestError, LimitHit, Limits, Outcome
 
 
@@ -79,7 +81,22 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     event_id: str | None = None
     device: Device | None = None
     queued: bool = False  # it has a row in run_queue, which its end deletes
+    attempt: int = 1  # the first, the second ... of what its row stands for
+    job_id: str | None = None
+    schedule_id: str | None = None
+    lane: str | None = None  # see engine.flow
+    position_ms: int | None = None
+    priority: int = 1
+    policy: Queued = PLAIN
+    due_ms: int = 0
+    owner: str | None = None  # the node whose it is; None of a queued run: not this one's
+    retried: bool = False  # it has failed, and its next attempt is in the queue
+    skip_reason: str = ""
+    cancel_asked: bool = False
+    messages: tuple["Run", ...] = ()  # of a batch of the `queue` handler: what it is made of
     on_end: Callable[["Run"], None] | None = None
+    # Of a call whose effects are about to be committed: adds to that commit.
+    on_commit: Callable[["Run", Commit], None] | None = None
 
     number: int = 0  # within its isolate
     seed: str = ""
@@ -118,10 +135,6 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     @property
     def project_id(self) -> str:
         return self.version.project_id
-
-    @property
-    def attempt(self) -> int:
-        return self.losses + 1
 
     @property
     def wall_ns(self) -> int:

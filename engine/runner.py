@@ -265,12 +265,30 @@ class Runner:
         hit = LimitHit(name="cpu_ms", value=run.limits.cpu_ms, used=used_ms)
         self._end(run, Outcome.CPU_EXCEEDED, limit=hit)
 
+    def cancel(self, run: Run) -> bool:
+        """End the run if it is here; one that is on the thread right now ends when it is not."""
+        if run in self._waiting:
+            self._waiting.remove(run)
+            run.outcome = Outcome.CANCELLED
+            self.house.dispatcher.end(run)
+            return True
+        if self._runs.get(run.number) is not run:
+            return False
+        run.cancel_asked = True
+        if self._batch is None or run.number not in self._batch:
+            self._end(run, Outcome.CANCELLED)
+            if self._batch is None and self.loaded:
+                self._send()  # the isolate hears of it at once
+        return True
+
     def sweep(self, now_ns: int) -> None:
         """End runs whose wall time is over; kill an isolate that does not come back."""
         stuck = False
         if self.loading and self.isolate and now_ns - self.used_ns > LOAD_MS * 1_000_000:
             self.house.kill()
         for run in tuple(self._runs.values()):
+            if run.cancel_asked and self.cancel(run):
+                continue
             over_ns = now_ns - run.started_ns - run.limits.wall_ms * 1_000_000
             if over_ns <= 0:
                 continue

@@ -20,18 +20,19 @@ import structlog
 import uvicorn
 import uvloop
 
+from engine.api.app import Operations
 from engine.api.hot import Hot
 from engine.api.server import protocol_for
 from engine.settings import Settings
-from engine.wiring import Platform, open_platform
+from engine.wiring import Kind, Platform, open_platform
 
 GC_ALLOCATIONS: Final = 20_000  # a request makes some 50 objects that the collector counts
 SWITCH_S: Final = 0.001  # the writer of the journal must not wait 5 ms for the interpreter lock
 GRACE_S: Final = 8  # for open requests after the signal
 
 
-def run(settings: Settings) -> None:
-    """Serve; returns after an orderly stop."""
+def run(settings: Settings, kind: Kind = "serve") -> None:
+    """Serve or work; returns after an orderly stop."""
     level = getattr(logging, settings.log_level.upper())
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -43,12 +44,12 @@ def run(settings: Settings) -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    uvloop.run(_serve(settings))
+    uvloop.run(_serve(settings, kind))
 
 
-async def _serve(settings: Settings) -> None:
-    async with open_platform(settings) as platform:
-        app = platform.asgi()
+async def _serve(settings: Settings, kind: Kind) -> None:
+    async with open_platform(settings, kind) as platform:
+        app = platform.asgi() if kind == "serve" else platform.operations()
         # What is there now stays: the collector need not walk it again and again under load.
         sys.setswitchinterval(SWITCH_S)
         gc.collect()
@@ -57,7 +58,7 @@ async def _serve(settings: Settings) -> None:
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=protocol_for(app),
+            http=protocol_for(app) if isinstance(app, Hot) else "httptools",
             lifespan="off",
             ws="none",
             proxy_headers=False,
@@ -87,7 +88,7 @@ class _Server(uvicorn.Server):
     which kills the process before a run, a delivery or the journal has been waited for.
     """
 
-    def __init__(self, config: uvicorn.Config, app: Hot) -> None:
+    def __init__(self, config: uvicorn.Config, app: Hot | Operations) -> None:
         super().__init__(config)
         self._app = app
 
@@ -99,7 +100,8 @@ class _Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._app.draining = True
+        if isinstance(self._app, Hot):
+            self._app.draining = True
         super().handle_exit(sig, frame)
 
 
@@ -110,6 +112,8 @@ def _greet(platform: Platform, port: int) -> None:
         command = str(Path(sys.executable).with_name(command))
     url = f"http://{settings.host}:{port}"
     lines = [f"listening on {url}"]
+    if platform.kind == "worker":
+        lines.append("this worker takes tickets; /healthz, /readyz and /metrics are there")
     lines += [
         f"warning: {layer.name} is off: {layer.detail}. Remedy: {layer.remedy}"
         for layer in platform.sandbox.layers
@@ -125,7 +129,7 @@ def _greet(platform: Platform, port: int) -> None:
             f"  {command} functions list",
             f'  curl -H "Authorization: Bearer $CLOUDCODE_KEY" {url}/v1/functions',
         ]
-    else:
+    elif platform.kind == "serve":
         lines.append(
             f"what to type next: export CLOUDCODE_KEY=<your key>; {command} functions list"
         )

@@ -21,6 +21,18 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="SQLAlchemy URL; empty: SQLite in data_dir, nothing else to install."
     )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis for tickets to `cloudcode worker` nodes (redis://host:6379/0); needs "
+        "PostgreSQL. Empty: this process runs what is queued itself.",
+    )
+    lease_seconds: float = Field(
+        15,
+        ge=1,
+        le=600,
+        description="Seconds a node may be silent before others take over what it had; longer than "
+        "any pause of a healthy machine.",
+    )
     admin_key: SecretStr | None = Field(
         None,
         description="Admin API key to use; empty: the first start makes one and prints it once.",
@@ -50,6 +62,51 @@ class Settings(BaseSettings):
     )
     cell_memory_mb: int = Field(
         512, ge=64, le=8192, description="Memory a cell may take on top of its size when ready."
+    )
+    retention_executions_days: int = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="Days that runs are kept, and the events with their input; 0: for ever. A "
+        "project may say else, as for all of these.",
+    )
+    retention_logs_days: int = Field(
+        14,
+        ge=0,
+        le=36_500,
+        description="Days that the logs of runs are kept; 0: as long as the runs.",
+    )
+    retention_values_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Days that devices' values are kept, by their datetime; 0: for ever, for they "
+        "are what it is all for.",
+    )
+    retention_jobs_days: int = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="Days that jobs are kept once they have ended; 0: for ever.",
+    )
+    retention_dead_letters_days: int = Field(
+        90,
+        ge=0,
+        le=36_500,
+        description="Days that dead letters are kept; 0: for ever. Long, for somebody has to look "
+        "at them.",
+    )
+    retention_deliveries_days: int = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="Days that deliveries are kept once they have ended; 0: for ever.",
+    )
+    retention_schedule_fires_days: int = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="Days that is kept when schedules fired; 0: for ever.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written to stderr."

@@ -1,7 +1,7 @@
 """Seals what must not be read or altered on disk: secrets, credentials, compiled modules.
 
 Path:   control plane -> here -> store.vaulted; host calls, outbox <- here <- store.vaulted
-        functions, programs -> here -> store.artifacts
+        functions, programs -> here -> store.artifacts; idempotency -> here (answers)
 Never:  stores anything itself; shows a key or a plain text in a repr, a message or a log.
 
 A sealed value is: format byte 1, nonce (12 bytes), AES-256-GCM cipher text with its tag (16 bytes).
@@ -114,6 +114,11 @@ def connection_context(project_id: str, name: str) -> str:
 def artifact_context(project_id: str, version_id: str, fingerprint: str) -> str:
     """Return the context of a row of `artifacts`."""
     return f"{project_id}/artifact/{version_id}/{fingerprint}"
+
+
+def answer_context(project_id: str, key: str) -> str:
+    """Return the context of a row of `idempotency_keys`."""
+    return f"{project_id}/answer/{key}"
 
 
 def _bound(context: str) -> bytes:

@@ -8,49 +8,69 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
 from sqlalchemy import Connection
 
-from engine.api.app import create_app
+from engine.api.app import Operations, create_app
 from engine.api.hot import Hot
 from engine.api.platform import Check, Samples
 from engine.api.ports import Ports
 from engine.backlog import Backlog
 from engine.builder import Builder
 from engine.catalogue import Catalogue
+from engine.changes import Changes
 from engine.clock import Clock, wall_clock
 from engine.commit import Settler
 from engine.dispatch import Dispatcher
 from engine.egress import Egress
+from engine.errors import Invalid
 from engine.events import Events
 from engine.hostcalls.broker import Broker
 from engine.hostcalls.connections import send
 from engine.hostcalls.devices import Devices
 from engine.hostcalls.fetch import Fetch
 from engine.hostcalls.functions import Functions
+from engine.hostcalls.jobs import Jobs
 from engine.hostcalls.kv import KeyValues
 from engine.hostcalls.network import Network
 from engine.hostcalls.timers import timer
+from engine.idempotency import Idempotency
 from engine.ids import new_id
 from engine.kv import Sweeper
 from engine.metrics import Metrics
+from engine.nodes import Nodes
 from engine.outbox import Outbox
 from engine.programs import Programs
 from engine.projects import key_hash, make_key, new_secret_key
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
+from engine.store.changes import in_turn
 from engine.store.database import Database
 from engine.store.journal import Journal
 from engine.store.live import all_keys, all_projects
 from engine.store.projects import Project, insert_project
+from engine.store.sole import hold
 from engine.tails import Tails
 from engine.vault import Vault
+from jobs.bus import Bus, NullBus, RedisBus
+from jobs.local_tickets import LocalTickets
+from jobs.rq_tickets import RqTickets
+from jobs.rq_worker import TicketWorker
+from jobs.tickets import Tickets
 from runtimes.contract import Runtime
 from sandbox.supervisor import Sandbox
 
 DEFAULT_PROJECT: Final = "default"
+RELEASE: Final = version("cloudcode-engine")
+WINDOW: Final = 20_000  # queued runs of one project that this process may hold
+SHARED_WINDOW: Final = 2_000  # ... when there are workers to share them with
+CHANGES: Final = "changes"  # topics of the bus
+CANCELLED: Final = "cancelled"
+Kind = Literal["serve", "worker"]
+WORKER_DRAIN_S: Final = 20.0  # a worker lets what has begun end, as far as that goes
 DRAIN_S: Final = 2.0  # for runs that have outlasted the grace of `serve`
 
 
@@ -73,11 +93,37 @@ class Platform:
     dispatcher: Dispatcher
     backlog: Backlog
     events: Events
+    nodes: Nodes
+    tickets: Tickets
+    bus: Bus
+    kind: Kind
+    idempotency: Idempotency
     checks: Mapping[str, Check]
     new_admin_key: str | None  # made at this start; to be shown once
 
+    def quarantined(self) -> Mapping[str, int]:
+        return self.dispatcher.quarantined()
+
     def running(self) -> Collection[str]:
         return self.backlog.running()
+
+    def left_count(self) -> int:
+        """Return how many runs in cells need not be waited for when the process stops."""
+        return self.backlog.count if self.kind == "serve" else 0
+
+    def operations(self) -> Operations:
+        """Return the application of a node that answers operators only."""
+        return Operations(self)
+
+    def cancelled(self, ids: Collection[str]) -> None:
+        """Stop these runs, whose rows are gone, wherever they are."""
+        if ids:
+            self.backlog.cancel(ids)
+            self.bus.publish(CANCELLED, " ".join(ids).encode())
+
+    def outbox_node(self) -> str | None:
+        """Return whose outbox has the deliveries that this node is asked for."""
+        return None if self.database.is_sqlite else self.nodes.id
 
     def asgi(self) -> Hot:
         """Return the application that the server runs."""
@@ -88,6 +134,7 @@ class Platform:
                 database=self.database,
                 journal=self.journal,
                 events=self.events,
+                idempotency=self.idempotency,
                 backlog=self.backlog,
                 dispatcher=self.dispatcher,
                 clock=self.clock,
@@ -96,21 +143,53 @@ class Platform:
 
 
 @asynccontextmanager
-async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncIterator[Platform]:
-    """Open everything; on leaving, stop taking runs, finish what is in flight, and close."""
+async def open_platform(
+    settings: Settings, kind: Kind = "serve", clock: Clock = wall_clock
+) -> AsyncIterator[Platform]:
+    """Open everything; on leaving, stop taking runs, finish what is in flight, and close.
+
+    Args:
+        settings: the operator's.
+        kind: `serve` answers requests, and runs what is queued unless workers do; `worker` runs.
+        clock: the wall's.
+
+    Raises:
+        EngineError: the settings do not fit together, or something they name cannot be had.
+    """
     async with AsyncExitStack() as stack:
+        check_kind(settings, kind)
         if not settings.database_url:
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(hold(settings.data_dir / "engine.lock"))
         vault = Vault.from_settings(settings)
         database = Database(settings.database())
         stack.callback(database.close)
         database.migrate()
         journal = Journal(database)
         stack.push_async_callback(journal.close)
+        metrics, tails = Metrics(), Tails()
+        nodes = Nodes(
+            journal,
+            clock,
+            kind=kind,
+            release=RELEASE,
+            lease_s=settings.lease_seconds,
+            alone=database.is_sqlite,
+            counts=metrics.counts,
+            # Lambdas here and below, for what is made further down and in turn needs this.
+            on_lost=lambda: backlog.drop_all(),
+            on_freed=lambda: backlog.look(),
+            on_adopted=lambda waiting, interrupted: outbox.adopted(waiting, interrupted),
+            state=lambda: {"held": backlog.count, "running": len(backlog.running())},
+        )
+        await nodes.start()
+        stack.push_async_callback(nodes.close)
         sweeper = Sweeper(journal, clock)
         stack.push_async_callback(sweeper.close)
         new_admin_key = await _first_start(settings, database, journal, clock)
         catalogue = Catalogue(database, vault, clock)
+        changes = Changes(database, journal, catalogue)
+        await changes.begin()
         await catalogue.load()
         sandbox = Sandbox(
             warm_count=settings.warm_cells,
@@ -134,19 +213,31 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
         stack.push_async_callback(guests_egress.close)
         stack.push_async_callback(outbox_egress.close)
         rng = Random()  # noqa: S311 - spreads retries, guards nothing
-        outbox = Outbox(database, journal, vault, outbox_egress, clock=clock, rng=rng)
-        events, tails, metrics = Events(catalogue, clock), Tails(), Metrics()
-        broker = _broker(catalogue, database, guests_egress, clock)
+        outbox = Outbox(
+            database,
+            journal,
+            vault,
+            outbox_egress,
+            clock=clock,
+            rng=rng,
+            node=lambda: None if database.is_sqlite else journal.node_id,
+        )
+        events = Events(catalogue, clock, owner=lambda project_id: backlog.owner(project_id))
+        broker = _broker(catalogue, database, journal, guests_egress, clock)
         settler = Settler(
             journal,
             events,
             catalogue,
             tails,
             metrics,
-            # Lambdas, for these two are made further down: they in turn need the settler.
-            start=lambda runs: backlog.submit(runs),  # noqa: PLW0108
-            start_again=lambda run: dispatcher.submit(run),  # noqa: PLW0108
+            start=lambda runs: backlog.submit(runs),
+            start_again=lambda run: dispatcher.submit(run),
             notice=outbox.notice,
+            wake=lambda project_id, priority, due_ms: backlog.wake(project_id, priority, due_ms),
+            owner=lambda project_id: backlog.owner(project_id),
+            clock=clock,
+            rng=rng,
+            outbox_of=lambda: None if database.is_sqlite else journal.node_id,
         )
         dispatcher = Dispatcher(
             sandbox,
@@ -158,7 +249,28 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             cell_memory_mb=settings.cell_memory_mb,
             programs=programs,
         )
-        backlog = Backlog(database, journal.barrier, catalogue, dispatcher.submit)
+        bus: Bus = NullBus()
+        tickets: Tickets
+        runs_here = kind == "worker" or settings.redis_url is None
+        if settings.redis_url is None:
+            tickets = LocalTickets(lambda ticket: backlog.take_ticket(ticket))
+        else:
+            redis_url = settings.redis_url.get_secret_value()
+            tickets, bus = RqTickets(redis_url), RedisBus(redis_url)
+        backlog = Backlog(
+            database,
+            journal,
+            catalogue,
+            changes,
+            dispatcher,
+            tickets,
+            clock=clock,
+            settle=settler.settle,
+            cancelled=lambda ids: platform.cancelled(ids),
+            window=SHARED_WINDOW if settings.redis_url else WINDOW,
+            runs_here=runs_here,
+            shared=settings.redis_url is not None,
+        )
 
         catalogue.on_retired = dispatcher.retire
         _gauges(metrics, outbox, dispatcher, backlog, (guests_egress, outbox_egress))
@@ -178,18 +290,73 @@ async def open_platform(settings: Settings, clock: Clock = wall_clock) -> AsyncI
             dispatcher=dispatcher,
             backlog=backlog,
             events=events,
+            nodes=nodes,
+            tickets=tickets,
+            bus=bus,
+            kind=kind,
+            idempotency=Idempotency(journal, vault, clock),
             checks=_checks(database, sandbox),
             new_admin_key=new_admin_key,
         )
         sweeper.start()
         await outbox.start()
         stack.push_async_callback(outbox.close)
-        await backlog.start()
+        await tickets.start()
+        stack.push_async_callback(tickets.close)
+        journal.on_noted = lambda: bus.publish(CHANGES, b"")
+        bus.subscribe(CHANGES, lambda _data: changes.poke())
+        bus.subscribe(CANCELLED, lambda data: backlog.cancel(data.decode().split()))
+        if kind == "worker":
+            worker = _ticket_worker(settings, nodes, backlog)
+            await worker.start()
+            stack.push_async_callback(worker.stop)
+        await bus.start()
+        stack.push_async_callback(bus.close)
+        if not database.is_sqlite:
+            catalogue.learn = changes.fresh
+            changes.start()
+            stack.push_async_callback(changes.close)
+        backlog.start()
         stack.push_async_callback(_stop_runs, platform)
+        nodes.watch()
         yield platform
 
 
-def _broker(catalogue: Catalogue, database: Database, egress: Egress, clock: Clock) -> Broker:
+def _ticket_worker(settings: Settings, nodes: Nodes, backlog: Backlog) -> TicketWorker:
+    assert settings.redis_url is not None
+    loop = asyncio.get_running_loop()
+    worker = TicketWorker(
+        settings.redis_url.get_secret_value(),
+        nodes.id,
+        lambda ticket: asyncio.run_coroutine_threadsafe(backlog.claim_for(ticket), loop),
+    )
+    nodes.on_born = worker.rename
+    return worker
+
+
+def check_kind(settings: Settings, kind: Kind) -> None:
+    """Refuse settings that cannot work together.
+
+    Raises:
+        Invalid: says what is missing, and what to give.
+    """
+    if settings.redis_url is not None and not settings.database_url.startswith("postgresql"):
+        raise Invalid(
+            "redis_url is for several nodes, and these need PostgreSQL: give --database-url "
+            "postgresql://user:password@host/name, or leave --redis-url out",
+            "/redis_url",
+        )
+    if kind == "worker" and settings.redis_url is None:
+        raise Invalid(
+            "a worker takes its tickets from Redis: give --redis-url redis://host:6379/0 and "
+            "--database-url postgresql://...; a single machine needs only `cloudcode serve`",
+            "/redis_url",
+        )
+
+
+def _broker(
+    catalogue: Catalogue, database: Database, journal: Journal, egress: Egress, clock: Clock
+) -> Broker:
     devices = Devices(catalogue, database, clock)
     key_values = KeyValues(database, clock)
     network = Network(Fetch(egress))
@@ -204,6 +371,7 @@ def _broker(catalogue: Catalogue, database: Database, egress: Egress, clock: Clo
             "kv.list": key_values.list,
             "connection.send": send,
             "function.call": Functions(catalogue).call,
+            "job.progress": Jobs(journal, clock).progress,
             "fetch": network.fetch,
             "timer": timer,
         }
@@ -215,8 +383,8 @@ async def _stop_runs(platform: Platform) -> None:
     await platform.backlog.close()
     dispatcher = platform.dispatcher
     try:
-        async with asyncio.timeout(DRAIN_S):
-            while dispatcher.inflight > platform.backlog.count:  # noqa: ASYNC110 - once, at the end
+        async with asyncio.timeout(DRAIN_S if platform.kind == "serve" else WORKER_DRAIN_S):
+            while dispatcher.inflight > platform.left_count():  # noqa: ASYNC110 - once, at the end
                 await asyncio.sleep(0.01)
     except TimeoutError:
         pass  # what is left is in the queue's table, or its caller has been told
@@ -229,18 +397,20 @@ async def _first_start(
 ) -> str | None:
     """Make the project `default` and the admin key the operator gave, or a new one to be shown."""
     given = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
-    has_projects = bool(database.read_here(all_projects))
-    if has_projects and given is None:
+    if given is None and database.read_here(all_projects):
         return None
     new_key = None if given is not None else new_secret_key()
 
-    def change(connection: Connection) -> None:
-        if not has_projects:
+    def change(connection: Connection) -> str | None:
+        in_turn(connection)  # other nodes may start for the first time, too
+        known = {name: project_id for project_id, name in all_projects(connection)}
+        if known and given is None:
+            return None
+        project_id = known.get(DEFAULT_PROJECT)
+        if project_id is None:
             project = Project(id=new_id("prj"), name=DEFAULT_PROJECT, created_ms=clock())
             insert_project(connection, project)
             project_id = project.id
-        else:
-            project_id = {name: known for known, name in all_projects(connection)}[DEFAULT_PROJECT]
         secret = given or new_key
         assert secret is not None
         if key_hash(secret) not in {row[0] for row in all_keys(connection)}:
@@ -253,9 +423,9 @@ async def _first_start(
                 now_ms=clock(),
             )
             insert_api_key(connection, row)
+        return new_key
 
-    await journal.run(change)
-    return new_key
+    return await journal.run(change)
 
 
 def _checks(database: Database, sandbox: Sandbox) -> Mapping[str, Check]:

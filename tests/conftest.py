@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.standins.servers import Postgres, Redis
+
 ADMIN_KEY = "cck_tests-admin-key"
 START_S = 30
 
@@ -137,3 +139,49 @@ def own_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
             return running
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for all tests; each takes a `new_database()` of it. Who stops it has its own."""
+    with Postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """One server for all tests; who flushes, pauses or stops it has its own."""
+    with Redis() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Who asks for this, or for one of the two below, is run on each kind of database."""
+    return request.param
+
+
+@pytest.fixture
+def database_url(
+    database_kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[str]:
+    """A database without rows for one test; `migrate` it before use."""
+    if database_kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'engine.db'}"
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        with server.database() as url:
+            yield url
+
+
+@pytest.fixture(scope="module")
+def database_settings(
+    database_kind: str, request: pytest.FixtureRequest
+) -> Iterator[dict[str, str]]:
+    """Settings of an engine with a database of its own: in its data directory, or on a server."""
+    if database_kind == "sqlite":
+        yield {}
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        with server.database() as url:
+            yield {"database_url": url}

@@ -115,7 +115,13 @@ def _scoped(needed: tuple[str, ...]) -> Callable[..., Awaitable[Access]]:
         _documented: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     ) -> Access:
         headers, catalogue = request.headers, platform_of(request).catalogue
-        found = authenticate(catalogue, headers.get("authorization"), headers.get("x-project"))
+        asked = (headers.get("authorization"), headers.get("x-project"))
+        try:
+            found = authenticate(catalogue, *asked)
+        except (Unauthorized, NotFound):
+            if not await catalogue.fresh():
+                raise
+            found = authenticate(catalogue, *asked)  # another node has just made it
         found.require(*needed)
         return found
 

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from engine.api import (
     api_keys,
+    dead_letters,
     deliveries,
     deployments,
     device_values,
     devices,
+    events,
     executions,
     functions,
     health,
+    jobs,
     kv,
     limits,
     metrics,
@@ -28,6 +32,7 @@ from engine.api import (
     versions,
 )
 from engine.api.edge import Edge
+from engine.api.keyed import Keyed
 from engine.api.openapi import document, methods_by_path
 from engine.api.platform import Platform
 from engine.api.refusals import install
@@ -38,6 +43,9 @@ ROUTERS: Final = (
     deployments.router,
     triggers.router,
     executions.router,
+    jobs.router,
+    dead_letters.router,
+    events.router,
     tail.router,
     products.router,
     devices.router,
@@ -56,6 +64,7 @@ TAGS: Final = {
     "running": "Running functions by hand, by HTTP.",
     "triggers": "What makes functions run.",
     "executions": "What ran, and why it ended as it did.",
+    "jobs": "Runs for later: tried again when they fail, and what became of those that always do.",
     "devices": "Products, devices and their values.",
     "device API": "For devices themselves: the token is in the path.",
     "key-value store": "What functions keep between runs, and you with them.",
@@ -84,9 +93,25 @@ def create_app(platform: Platform) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     install(app)
+    app.add_middleware(Keyed, keys=platform.idempotency, catalogue=platform.catalogue)
     app.add_middleware(Edge, allowed=app.state.allowed)
     app.openapi = _once(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+class Operations:
+    """What a worker answers, as an ASGI application: does it live, can it work, its metrics."""
+
+    def __init__(self, platform: Platform) -> None:
+        app = FastAPI(title="cloudcode worker", openapi_url=None, docs_url=None, redoc_url=None)
+        app.state.platform = platform
+        for router in (health.router, metrics.router):
+            app.include_router(router)
+        install(app)
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
 
 def _once(app: FastAPI) -> Callable[[], dict[str, Any]]:

@@ -94,7 +94,9 @@ async def resend_delivery(
     platform: PlatformHere, access: Operator, delivery_id: str
 ) -> ResendTaken:
     """Send a delivery once more, at once, whatever became of it before."""
-    await platform.journal.run(store.resend, access.project_id, delivery_id, platform.clock())
+    await platform.journal.run(
+        store.resend, access.project_id, delivery_id, platform.clock(), platform.outbox_node()
+    )
     platform.outbox.notice((delivery_id,))
     return ResendTaken(id=delivery_id, state=State.QUEUED.value)
 

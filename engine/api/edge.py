@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.api.problems import problem_body, problem_of, problem_response
+from engine.api.problems import headers_of, problem_body, problem_of, problem_response
 from engine.errors import EngineError, PayloadTooLarge
 from engine.ids import new_id
 from engine.quotas import BODY_BYTES_MAX
@@ -63,9 +63,10 @@ class Edge:
             await self._serve(scope, receive, answer)
         except EngineError as error:
             problem = problem_of(error, instance=scope["path"], request_id=request_id)
-            # The rest of the body is not read, so the connection cannot be used again.
-            closing = {"connection": "close"} if isinstance(error, PayloadTooLarge) else {}
-            await problem_response(problem, closing)(scope, receive, answer)
+            headers = headers_of(error)
+            if isinstance(error, PayloadTooLarge):
+                headers["connection"] = "close"  # the rest of the body is not read
+            await problem_response(problem, headers)(scope, receive, answer)
         except Exception:
             _log.exception("request_failed", request_id=request_id, path=scope["path"])
             if answer.started:
@@ -80,13 +81,13 @@ class Edge:
             return
         if scope["method"] == "HEAD":
             scope = dict(scope, method="GET")
-        if scope["method"] in _WITH_BODY and not _is_upload(scope):
+        if scope["method"] in _WITH_BODY and not is_upload(scope):
             body = await read_body(Headers(scope=scope), receive)
             if body is None:
                 return
             if body:
                 check_json(body)
-            scope, receive = _as_json(scope), _replay(body, receive)
+            scope, receive = _as_json(scope), replay_body(body, receive)
         await self._app(scope, receive, send)
 
 
@@ -173,7 +174,8 @@ def _where(body: bytes, reason: str) -> str:
     return reason
 
 
-def _is_upload(scope: Scope) -> bool:
+def is_upload(scope: Scope) -> bool:
+    """Say whether the route reads the body itself."""
     return scope["method"] == "POST" and UPLOADS.fullmatch(scope["path"]) is not None
 
 
@@ -183,7 +185,8 @@ def _as_json(scope: Scope) -> Scope:
     return dict(scope, headers=[*others, (b"content-type", b"application/json")])
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body that was read once more, and then keeps it no more."""
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

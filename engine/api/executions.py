@@ -3,18 +3,31 @@
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from engine.api.access import Reader
+from engine.api.access import Invoker, Reader
 from engine.api.openapi import problems
-from engine.api.platform import PlatformHere
-from engine.api.shapes import Listed, PageAsked, Shown
+from engine.api.platform import Platform, PlatformHere
+from engine.api.shapes import Body, Listed, PageAsked, Shown, example
 from engine.api.times import parse_time
+from engine.cancellations import cancel_execution
 from engine.clock import iso
 from engine.errors import Invalid, NotFound
+from engine.ids import new_id
+from engine.replays import (
+    Matching,
+    cancel_matching,
+    count_matching,
+    first_ids,
+    replay_all,
+    replay_execution,
+)
 from engine.store.executions import (
+    OPEN,
+    RUNNING,
     WAITING,
+    AtWork,
     Execution,
     ExecutionFilter,
     ExecutionSummary,
@@ -27,7 +40,8 @@ from runtimes.contract import Outcome
 
 router = APIRouter(tags=["executions"])
 
-RUNNING: Final = "running"
+REPLAY: Final = "replay"
+ACTIONS: Final = (REPLAY, "cancel")
 STATUSES: Final = (WAITING, RUNNING, *(outcome.value for outcome in Outcome))
 
 
@@ -45,6 +59,8 @@ class ExecutionShown(Shown):
     wall_ms: float | None
     cpu_ms: float | None
     attempt: int
+    job_id: str | None
+    schedule_id: str | None
     error: dict[str, Any] | None = None
     limit: dict[str, Any] | None = None
 
@@ -65,6 +81,46 @@ class ExecutionWhole(ExecutionShown):
         description="Of the cell; of a WebAssembly function, the memory of its instance."
     )
     fuel: int | None = Field(None, description="Used; only where limits.fuel meters it.")
+
+
+class RunsWanted(Body):
+    """At least one of these."""
+
+    function: str | None = Field(None, description="Name or id.")
+    status: str | None = None
+    device: str | None = Field(None, description="A device's id.")
+    since: str | None = Field(None, description="RFC 3339: asked for then or later.")
+    until: str | None = Field(None, description="RFC 3339: asked for before then.")
+
+
+class BulkAsked(Body):
+    model_config = example(
+        {
+            "action": "replay",
+            "filter": {"function": "alarm", "status": "failed", "since": "2010-10-29T00:00:00Z"},
+            "dry_run": True,
+        }
+    )
+
+    action: str = Field(description="replay or cancel")
+    filter: RunsWanted
+    dry_run: bool = Field(False, description="Only count them.")
+
+
+class BulkDone(Shown):
+    """What was done, or would be: the first ids stand for the others."""
+
+    action: str
+    dry_run: bool
+    count: int
+    ids: list[str] = Field(description="Of the runs; of a replay that was done, of the new ones.")
+    skipped: int = Field(description="Could not be replayed; or ended before they were cancelled.")
+    reasons: dict[str, str]
+
+
+class RunTaken(Shown):
+    execution_id: str
+    status: str
 
 
 class LogLine(Shown):
@@ -90,19 +146,18 @@ async def show_executions(
     known = None
     if function is not None:
         known = await platform.database.read(find_function, access.project_id, function)
-    running = frozenset(platform.running())
     wanted = ExecutionFilter(
         function_id=known.id if known else None,
         function=function if known is None else None,
-        status=WAITING if status == RUNNING else status,
+        status=status,
         device_id=device,
         since_ms=None if since is None else parse_time(since, "?since"),
-        among=running if status == RUNNING else None,
-        not_among=running if status == WAITING else (),
     )
     await platform.journal.barrier()  # a record may be on its way to disk for some ms
-    found = await platform.database.read(list_executions, access.project_id, wanted, page)
-    items = [ExecutionShown(**_shown(one, one.id in running)) for one in found.items]
+    found = await platform.database.read(
+        list_executions, access.project_id, wanted, page, at_work(platform)
+    )
+    items = [ExecutionShown(**_shown(one)) for one in found.items]
     return Listed(items=items, next_cursor=found.next_cursor)
 
 
@@ -112,12 +167,14 @@ async def show_execution(
 ) -> ExecutionWhole:
     """Show one run with its input, result and effects."""
     await platform.journal.barrier()  # a record may be on its way to disk for some ms
-    found = await platform.database.read(find_execution, access.project_id, execution_id)
+    found = await platform.database.read(
+        find_execution, access.project_id, execution_id, at_work(platform)
+    )
     if found is None:
         raise NotFound("execution", execution_id)
     report = found.report
     return ExecutionWhole(
-        **_shown(found, execution_id in platform.running()),
+        **_shown(found),
         input=_json(found.input_json),
         result=_json(found.result_json),
         root_id=report.get("root_id"),
@@ -139,7 +196,7 @@ async def show_logs(platform: PlatformHere, access: Reader, execution_id: str) -
     log = await platform.database.read(find_log, access.project_id, execution_id)
     if log is None:
         found: Execution | None = await platform.database.read(
-            find_execution, access.project_id, execution_id
+            find_execution, access.project_id, execution_id, at_work(platform)
         )
         if found is None:
             raise NotFound("execution", execution_id)
@@ -152,8 +209,79 @@ async def show_logs(platform: PlatformHere, access: Reader, execution_id: str) -
     return Listed(items=items)
 
 
-def _shown(execution: ExecutionSummary, is_running: bool) -> dict[str, Any]:
-    waits = execution.status == WAITING
+@router.post("/v1/executions/{execution_id}/cancel", responses=problems(404, 409))
+async def stop_execution(platform: PlatformHere, access: Invoker, execution_id: str) -> RunTaken:
+    """Cancel a run that is queued or running, and its job: nothing of it is applied."""
+    await cancel_execution(platform, access.project_id, execution_id)
+    return RunTaken(execution_id=execution_id, status=Outcome.CANCELLED.value)
+
+
+@router.post("/v1/executions/{execution_id}/replay", status_code=202, responses=problems(404, 409))
+async def repeat_execution(
+    platform: PlatformHere, access: Invoker, execution_id: str, response: Response
+) -> RunTaken:
+    """Run once more what has ended, with what it got, on what is live now."""
+    replayed = await replay_execution(platform, access.project_id, execution_id)
+    response.headers["location"] = f"/v1/executions/{replayed}"
+    return RunTaken(execution_id=replayed, status=WAITING)
+
+
+@router.post("/v1/executions:bulk", responses=problems(422, body=True))
+async def change_executions(platform: PlatformHere, access: Invoker, body: BulkAsked) -> BulkDone:
+    """Replay or cancel all runs that match; a dry run says how many they are."""
+    matching = await _matching(platform, access.project_id, body)
+    if body.dry_run:
+        count = await count_matching(platform, access.project_id, matching)
+        ids = await first_ids(platform, access.project_id, matching)
+        return BulkDone(
+            action=body.action, dry_run=True, count=count, ids=ids, skipped=0, reasons={}
+        )
+    act = replay_all if body.action == REPLAY else cancel_matching
+    done = await act(platform, access.project_id, matching)
+    return BulkDone(
+        action=body.action,
+        dry_run=False,
+        count=done.count,
+        ids=done.ids,
+        skipped=done.skipped_count,
+        reasons=done.skipped,
+    )
+
+
+async def _matching(platform: Platform, project_id: str, body: BulkAsked) -> Matching:
+    asked = body.filter
+    if body.action not in ACTIONS:
+        raise Invalid(f"{body.action[:80]!r} is none of {', '.join(ACTIONS)}", "/action")
+    statuses = STATUSES[len(OPEN) :] if body.action == REPLAY else tuple(sorted(OPEN))
+    if asked.status is not None and asked.status not in statuses:
+        raise Invalid(
+            f"{asked.status[:80]!r} is none of {', '.join(statuses)}: others cannot be "
+            f"{'replayed' if body.action == REPLAY else 'cancelled'}",
+            "/filter/status",
+        )
+    if not asked.model_dump(exclude_none=True):
+        raise Invalid(f"give at least one of {', '.join(RunsWanted.model_fields)}", "/filter")
+    known = None
+    if asked.function is not None:
+        known = await platform.database.read(find_function, project_id, asked.function)
+    wanted = ExecutionFilter(
+        function_id=known.id if known else None,
+        function=asked.function if known is None else None,
+        status=asked.status,
+        device_id=asked.device,
+        since_ms=None if asked.since is None else parse_time(asked.since, "/filter/since"),
+        until_ms=None if asked.until is None else parse_time(asked.until, "/filter/until"),
+        before_id=new_id("exe"),  # none that the request itself makes
+    )
+    return Matching(wanted=wanted, at_work=at_work(platform), ended=body.action == REPLAY)
+
+
+def at_work(platform: Platform) -> AtWork:
+    """Return what tells a run that runs from one that waits, as far as this node knows."""
+    return AtWork(node_id=platform.journal.node_id, running=frozenset(platform.running()))
+
+
+def _shown(execution: ExecutionSummary) -> dict[str, Any]:
     return {
         "id": execution.id,
         "function": execution.function,
@@ -162,12 +290,14 @@ def _shown(execution: ExecutionSummary, is_running: bool) -> dict[str, Any]:
         "handler": execution.handler,
         "event_id": execution.event_id,
         "device_id": execution.device_id,
-        "status": RUNNING if waits and is_running else execution.status,
+        "status": execution.status,
         "created_at": iso(execution.created_ms),
         "queue_ms": _ms(execution.queue_us),
         "wall_ms": _ms(execution.wall_us),
         "cpu_ms": _ms(execution.cpu_us),
         "attempt": execution.attempt,
+        "job_id": execution.job_id,
+        "schedule_id": execution.schedule_id,
         "error": execution.error,
         "limit": execution.limit,
     }

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.api.access import INVOKE, Access, authenticate
+from engine.api.access import INVOKE, Access, Unauthorized, authenticate
 from engine.api.invocations import (
     RunEnded,
     find_function,
@@ -20,14 +20,16 @@ from engine.api.invocations import (
     serve_http,
     server_timing,
 )
+from engine.api.keyed import HEADER, Replay, answer_again
 from engine.api.ports import Ports
 from engine.api.problems import OUR_FAULT, PROBLEM_JSON, problem_of
 from engine.api.raw import ClientGone, Draining, MethodNotAllowed, Request, Route
 from engine.api.server import Reply
+from engine.api.submissions import create_jobs
 from engine.api.things import refuse_thing, thing_route
 from engine.api.writes import WRITE_BODY, write_device_values, write_gateway
-from engine.errors import EngineError
-from engine.events import check_text, check_values
+from engine.errors import EngineError, NotFound
+from engine.events import check_text, check_values, has_ids
 from engine.handlers import first_handler
 from engine.ids import new_id
 from engine.quotas import PARAMS_BYTES_MAX
@@ -36,6 +38,7 @@ from engine.store.journal import Commit
 from runtimes.contract import Outcome
 
 RIGHTS_KEPT: Final = 10_000
+UNUSUAL: Final = frozenset({b"prefer", b"x-request-id", b"idempotency-key"})  # for the short way
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
 
@@ -59,15 +62,16 @@ class Hot:
         if route is None:
             await self._rest(scope, receive, send)
             return
-        handler, arguments = route
         request = Request(scope, receive, send)
         self.open_count += 1
         try:
             if self.draining:
                 raise Draining("the engine is stopping; try again in a moment")  # noqa: TRY301
-            await handler(self._ports, request, *arguments)
+            await self._handle(route, request)
         except ClientGone:
             pass
+        except Replay as replay:
+            await answer_again(request, replay.answer)
         except EngineError as error:
             await _refuse(request, error)
         except Exception as error:  # the loop of requests
@@ -77,6 +81,19 @@ class Hot:
             await _refuse(request, error)
         finally:
             self.open_count -= 1
+            if request.claim is not None:
+                request.claim.end()
+
+    async def _handle(self, route: Route, request: Request) -> None:
+        handler, arguments = route
+        try:
+            await handler(self._ports, request, *arguments)
+        except (NotFound, Unauthorized):
+            # Another node may have made it just now; nothing was begun, so it can begin again.
+            begun = request.started or request.claim is not None
+            if begun or not await self._ports.catalogue.fresh():
+                raise
+            await handler(self._ports, request, *arguments)
 
     # The short way: see `api.server`.
 
@@ -95,6 +112,8 @@ class Hot:
         path: str = scope["path"]
         try:
             if path.startswith("/v2/"):
+                if any(name == HEADER for name, _ in scope["headers"]):
+                    return False
                 return self._quick_write(path[11:], body, reply)
             return self._quick_invoke(path[14:-7], scope, body, reply)
         except (EngineError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -103,7 +122,7 @@ class Hot:
     def _quick_invoke(self, name: str, scope: Scope, body: bytes, reply: Reply) -> bool:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         ports = self._ports
-        if scope["query_string"] or b"prefer" in headers or b"x-request-id" in headers:
+        if scope["query_string"] or not headers.keys().isdisjoint(UNUSUAL):
             return False
         access = self._access(headers.get(b"authorization", b""), headers.get(b"x-project", b""))
         access.require(*INVOKE)
@@ -146,7 +165,10 @@ class Hot:
         device = ports.catalogue.known_device(token)
         if device is None:
             return False
-        checked = check_values(WRITE_BODY.decode(body).values, ports.clock())
+        raw = WRITE_BODY.decode(body).values
+        if has_ids(raw):
+            return False
+        checked = check_values(raw, ports.clock())
         commit = Commit()
         accepted = ports.events.accept(commit, device, checked, source="http")
 
@@ -196,6 +218,8 @@ def _route(method: str, path: str) -> Route | None:
             return None
         if path == "/v1/writes":
             return write_gateway, ()
+        if path == "/v1/jobs":
+            return create_jobs, ()
         if path.startswith("/v1/devices/") and path.endswith("/values"):
             return write_device_values, (path[12:-7],)
         return None

@@ -17,18 +17,19 @@ import msgspec
 
 from engine.api.access import INVOKE
 from engine.api.edge import check_json
+from engine.api.keyed import claim_key
 from engine.api.ports import Ports
 from engine.api.raw import Draining, Request
 from engine.catalogue import Catalogue, Device, Function, Version
 from engine.dispatch import Dispatcher
+from engine.enqueue import enqueue
 from engine.errors import EngineError, NotFound
 from engine.events import check_text
-from engine.handlers import asked_handler
+from engine.handlers import asked_handler, handler_input
 from engine.ids import new_id
 from engine.quotas import PARAMS_BYTES_MAX
 from engine.run import Run
 from engine.store.journal import Commit
-from engine.store.tables import run_queue
 from runtimes.contract import Outcome
 
 _OUTCOME_CODE: Final[Mapping[Outcome, str]] = {
@@ -95,25 +96,18 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
     body = await request.body(PARAMS_BYTES_MAX, "params_bytes") or b"null"
     check_json(body)
     check_text(body, "")
+    if request.key is not None:
+        await claim_key(ports, request, body, project_id=access.project_id, scopes=access.scopes)
     function = find_function(ports.catalogue, access.project_id, name)
     execution_id = new_id("exe")
     version = function.choose(execution_id)
     handler = asked_handler(version.handlers, request.query.get("handler"), "?handler")
-    if handler == "fetch":
-        body = _encode(
-            {
-                "method": "POST",
-                "url": "http://invoke/",
-                "headers": [["content-type", "application/json"]],
-                "body": body.decode(),
-                "body_base64": False,
-            }
-        )
-    run = new_run(execution_id, version, handler, "invoke", body, ports.clock())
+    given = handler_input(handler, body)
+    run = new_run(execution_id, version, handler, "invoke", given, ports.clock())
     if "respond-async" in request.header(b"prefer"):
         await _respond_async(ports, request, run)
         return
-    await run_to_end(ports.dispatcher, run)
+    await run_for(request, ports.dispatcher, run)
     request.execution_id = run.execution_id
     if run.outcome is not Outcome.SUCCEEDED:
         raise RunEnded(run)
@@ -121,21 +115,14 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
 
 
 async def _respond_async(ports: Ports, request: Request, run: Run) -> None:
-    run.queued = True
     commit = Commit()
-    version = run.version
-    commit.insert(
-        run_queue,
-        (
-            run.execution_id, version.project_id, version.function_id, run.cause, run.handler,
-            None, None, run.input.decode(), run.root_id, 0, run.created_ms,
-        ),
-    )  # fmt: skip
-    await ports.journal.commit(commit)
-    ports.backlog.submit((run,))
+    enqueue(commit, run, ports.backlog.owner)
     body = _encode({"execution_id": run.execution_id, "status": "queued"})
     location = (b"location", f"/v1/executions/{run.execution_id}".encode())
     request.execution_id = run.execution_id
+    request.answer_with(commit, 202, body, [location])
+    await ports.journal.commit(commit)
+    ports.backlog.submit((run,))
     await request.answer(202, body, [location])
 
 
@@ -182,6 +169,23 @@ def new_run(
         root_id=execution_id,
         device=device,
     )
+
+
+async def run_for(request: Request, dispatcher: Dispatcher, run: Run) -> None:
+    """Run to the end; what the run changes is stored with the answer, if the request has a key.
+
+    Raises:
+        Draining: as `run_to_end`.
+    """
+    if request.claim is not None:
+
+        def on_commit(run: Run, commit: Commit) -> None:
+            request.execution_id = run.execution_id
+            request.answer_with(commit, 200, run.result, server_timing(run))
+
+        run.on_commit = on_commit
+    await run_to_end(dispatcher, run)
+    request.work_done = not run.unstored
 
 
 async def run_to_end(dispatcher: Dispatcher, run: Run) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Protocol, cast
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from engine import control, functions
+from engine import functions, replays, reruns
+from engine.idempotency import Idempotency
 from engine.settings import Settings
 from engine.vault import Vault
 
@@ -29,8 +30,12 @@ class Key(Protocol):
     def scopes(self) -> frozenset[str]: ...
 
 
-class Catalogue(control.Catalogue, Protocol):
+class Catalogue(reruns.Catalogue, Protocol):
     """Port: adds what a request asks of memory before anything else."""
+
+    def fresh(self) -> Awaitable[bool]:
+        """Learn what other nodes have changed; return whether there was anything."""
+        ...
 
     def key(self, key_hash: str) -> Key | None:
         """Return the rights of the key with this SHA-256, or None: it opens nothing."""
@@ -80,7 +85,7 @@ class Metrics(Protocol):
         ...
 
 
-class Platform(functions.Workshop, Protocol):
+class Platform(functions.Workshop, replays.Bulk, Protocol):
     """Everything the API needs. Adapter: `engine.wiring.Platform`."""
 
     @property
@@ -91,6 +96,9 @@ class Platform(functions.Workshop, Protocol):
 
     @property
     def vault(self) -> Vault: ...
+
+    @property
+    def idempotency(self) -> Idempotency: ...
 
     @property
     def outbox(self) -> Outbox: ...
@@ -104,6 +112,14 @@ class Platform(functions.Workshop, Protocol):
     @property
     def checks(self) -> Mapping[str, Check]:
         """Readiness by name: `database`, `sandbox`, ..."""
+        ...
+
+    def outbox_node(self) -> str | None:
+        """Return whose outbox has what is sent again by hand; None: there is only one node."""
+        ...
+
+    def quarantined(self) -> Mapping[str, int]:
+        """Return the versions (ids) that have killed a cell here: until when, ms."""
         ...
 
     def running(self) -> Collection[str]:

@@ -7,6 +7,7 @@ from engine.catalogue import Catalogue
 from engine.clock import Clock
 from engine.dispatch import Dispatcher
 from engine.events import Events
+from engine.idempotency import Idempotency
 from engine.store.database import Database
 from engine.store.journal import Journal
 
@@ -19,6 +20,7 @@ class Ports:
     database: Database
     journal: Journal
     events: Events
+    idempotency: Idempotency
     backlog: Backlog
     dispatcher: Dispatcher
     clock: Clock

@@ -35,8 +35,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     "method_not_allowed": Kind(405, "The method is not allowed here"),
     "request_timeout": Kind(408, "The body took too long to arrive"),
     "conflict": Kind(409, "It conflicts with what is there"),
+    "idempotency_busy": Kind(409, "The request is still being carried out"),
+    "idempotency_answer_lost": Kind(409, "The request was carried out, its answer was lost"),
     "payload_too_large": Kind(413, "Too large"),
     "validation_failed": Kind(422, "A field is wrong"),
+    "idempotency_mismatch": Kind(422, "The Idempotency-Key was used for another request"),
     "compile_error": Kind(422, "The code does not compile or load"),
     "host_call_refused": Kind(422, "The operation was refused"),
     "rate_limited": Kind(429, "Too many requests"),
@@ -124,6 +127,12 @@ def problem_headers(status: int) -> dict[str, str]:
     if status == 503:  # noqa: PLR2004
         headers["retry-after"] = "1"
     return headers
+
+
+def headers_of(error: EngineError) -> dict[str, str]:
+    """Return the headers that this error needs besides those of its status."""
+    wait_s = getattr(error, "retry_after_s", None)
+    return {} if wait_s is None else {"retry-after": str(wait_s)}
 
 
 def problem_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:

@@ -15,10 +15,18 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engine.api.access import Access, authenticate
 from engine.api.edge import BodyTooSlow
-from engine.api.problems import PROBLEM_JSON, problem_body, problem_headers, problem_of
+from engine.api.problems import (
+    PROBLEM_JSON,
+    headers_of,
+    problem_body,
+    problem_headers,
+    problem_of,
+)
 from engine.catalogue import Catalogue
 from engine.errors import EngineError, PayloadTooLarge
+from engine.idempotency import Claim
 from engine.ids import new_id
+from engine.store.journal import Commit
 
 REQUEST_ID_CHARS_MAX: Final = 128
 BODY_WAIT_S: Final = 30  # a client that takes longer holds memory for nothing
@@ -53,7 +61,8 @@ class Request:
     """One request: what a handler asks of it, and its one answer."""
 
     __slots__ = (
-        "_headers", "_receive", "_request_id", "_send", "execution_id", "scope", "started",
+        "_body", "_headers", "_receive", "_request_id", "_send", "claim", "execution_id", "scope",
+        "started", "work_done",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,9 +70,18 @@ class Request:
         self._receive = receive
         self._send = send
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._body: bytes | None = None
         self.execution_id = ""
         self._request_id = ""
         self.started = False
+        self.claim: Claim | None = None  # on its Idempotency-Key: see `keyed.claim_key`
+        self.work_done = False  # an error is how the work ended, and no refusal to begin it
+
+    @property
+    def key(self) -> str | None:
+        """The header Idempotency-Key, unchecked."""
+        found = self._headers.get(b"idempotency-key")
+        return None if found is None else found.decode("latin-1")
 
     @property
     def query(self) -> dict[str, str]:
@@ -84,6 +102,8 @@ class Request:
         Raises:
             PayloadTooLarge: it is, or says that it is, larger than `bytes_max`.
         """
+        if self._body is not None:
+            return self._body
         announced = self._headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > bytes_max:
             raise PayloadTooLarge("the body", limit_name, bytes_max, int(announced))
@@ -101,6 +121,7 @@ class Request:
             raise ClientGone
         if len(body) > bytes_max:
             raise PayloadTooLarge("the body", limit_name, bytes_max, len(body))
+        self._body = body
         return body
 
     def as_fetch_input(self, body: bytes) -> bytes:
@@ -136,17 +157,37 @@ class Request:
         *,
         json: bool = True,
     ) -> None:
+        sent = self._told(headers, json=json)
+        if self.claim is not None:
+            await self.claim.settle(status, sent, body, work_done=self.work_done)
         self.started = True
-        sent = [(b"x-request-id", self.request_id.encode()), *headers]
-        if json:
-            sent.append(_JSON)
-        if self.execution_id:
-            sent.append((b"execution-id", self.execution_id.encode()))
+        sent.append((b"x-request-id", self.request_id.encode()))
         sent.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
         if self.scope["method"] == "HEAD":
             body = b""
         await self._send({"type": "http.response.body", "body": body})
+
+    def answer_with(
+        self,
+        commit: Commit,
+        status: int,
+        body: bytes,
+        headers: list[tuple[bytes, bytes]] | tuple[()] = (),
+    ) -> None:
+        """Let the answer that `commit` will have be stored with it, if there is a key to it."""
+        if self.claim is not None:
+            self.claim.answer_with(commit, status, self._told(headers, json=True), body)
+
+    def _told(
+        self, headers: list[tuple[bytes, bytes]] | tuple[()], *, json: bool
+    ) -> list[tuple[bytes, bytes]]:
+        told = [*headers]
+        if json:
+            told.append(_JSON)
+        if self.execution_id:
+            told.append((b"execution-id", self.execution_id.encode()))
+        return told
 
     @property
     def request_id(self) -> str:
@@ -180,6 +221,8 @@ class Request:
         headers = [
             (name.encode(), value.encode()) for name, value in problem_headers(status).items()
         ]
+        if isinstance(error, EngineError):
+            headers += [(name.encode(), text.encode()) for name, text in headers_of(error).items()]
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allowed.encode()))
         if isinstance(error, PayloadTooLarge):

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from engine.api.problems import problem_body, problem_of, problem_response
+from engine.api.problems import headers_of, problem_body, problem_of, problem_response
 from engine.errors import EngineError, FieldProblem
 
 CODE_OF_STATUS: Final = {404: "not_found", 405: "method_not_allowed"}
@@ -32,9 +32,8 @@ def install(app: FastAPI) -> None:
 
 async def _engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
-    return problem_response(
-        problem_of(error, instance=request.url.path, request_id=request.state.request_id)
-    )
+    problem = problem_of(error, instance=request.url.path, request_id=request.state.request_id)
+    return problem_response(problem, headers_of(error))
 
 
 async def _fields_wrong(request: Request, error: Exception) -> Response:

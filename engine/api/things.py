@@ -14,12 +14,14 @@ from engine.api.invocations import (
     RunEnded,
     find_function,
     new_run,
-    run_to_end,
+    run_for,
     server_timing,
 )
+from engine.api.keyed import claim_key
 from engine.api.ports import Ports
+from engine.api.problems import headers_of
 from engine.api.raw import Request, Route
-from engine.api.writes import accept_values, decode_write
+from engine.api.writes import Stored, decode_write, store_values
 from engine.catalogue import Catalogue, Device
 from engine.clock import iso
 from engine.errors import EngineError
@@ -70,17 +72,25 @@ async def refuse_thing(request: Request, error: Exception) -> None:
         if status == UNPROCESSABLE:
             status = 400  # the device API of old knows no 422
     body = {"status": "error", "code": status, "message": message}
-    await request.answer(status, _encode(body))
+    headers = headers_of(error) if isinstance(error, EngineError) else {}
+    sent = [(name.encode(), text.encode()) for name, text in headers.items()]
+    await request.answer(status, _encode(body), sent)
 
 
 async def _write(ports: Ports, request: Request, token: str) -> None:
     device = await _thing(ports.catalogue, token)
-    raw = decode_write(await request.body(2 * EVENT_BYTES_MAX, "event_bytes"))
-    accepted = await accept_values(ports, device, raw.values)
-    await request.answer(
-        201,
-        b'{"status":"created","message":"created","event_id":"%b"}' % accepted.event_id.encode(),
-    )
+    body = await request.body(2 * EVENT_BYTES_MAX, "event_bytes")
+    if request.key is not None:
+        await claim_key(ports, request, body, project_id=device.project_id, of=device.id)
+    await store_values(ports, request, device, decode_write(body).values, _written)
+
+
+def _written(stored: Stored) -> tuple[int, bytes]:
+    if stored.event_id is None:
+        answer = {"status": "duplicate", "message": "every value was sent before"}
+        return 200, _encode(answer | {"event_id": None, "duplicates": stored.duplicates})
+    answer = {"status": "created", "message": "created", "event_id": stored.event_id}
+    return 201, _encode(answer | stored.shown_duplicates())
 
 
 async def _resources(ports: Ports, request: Request, token: str) -> None:
@@ -122,6 +132,8 @@ async def _call(ports: Ports, request: Request, token: str, name: str) -> None:
     body = await request.body(PARAMS_BYTES_MAX, "params_bytes")
     check_json(body or b"null")
     check_text(body or b"null", "")
+    if request.key is not None:
+        await claim_key(ports, request, body, project_id=device.project_id, of=device.id)
     try:
         params = bytes(_PARAMS.decode(body)["params"])
     except (msgspec.MsgspecError, KeyError):
@@ -132,7 +144,7 @@ async def _call(ports: Ports, request: Request, token: str, name: str) -> None:
     handler = first_handler(version.handlers)
     run = new_run(execution_id, version, handler, "invoke", params, ports.clock(), device)
     request.execution_id = execution_id
-    await run_to_end(ports.dispatcher, run)
+    await run_for(request, ports.dispatcher, run)
     if run.outcome is not Outcome.SUCCEEDED:
         message = run.error.message if run.error is not None else str(RunEnded(run))
         raise ThingError(400 if run.outcome is Outcome.FAILED else 500, message)

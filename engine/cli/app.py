@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from engine.cli import deploy as deploying
-from engine.cli import devices, doctor, functions, history, invoke, kv, logs, serve, vault
+from engine.cli import devices, doctor, events, functions, history, invoke, kv, logs, serve, vault
 from engine.cli.session import Session, Verb, command_of
 
 URL: Final = "http://127.0.0.1:8700"
@@ -52,6 +52,13 @@ COMMANDS: Final = (
         serve.serve,
         "cloudcode serve",
         "cloudcode serve --port 8080 --data-dir /var/lib/cloudcode --isolation-required strict",
+        parameters=serve.options(),
+    ),
+    _command(
+        "worker",
+        serve.worker,
+        "cloudcode worker --database-url postgresql://cloudcode@db/cloudcode "
+        "--redis-url redis://queue:6379/0",
         parameters=serve.options(),
     ),
     _command(
@@ -106,6 +113,16 @@ COMMANDS: Final = (
         "trigger delete",
         functions.trigger_delete,
         "cloudcode trigger delete trg_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "explain",
+        events.explain,
+        "cloudcode explain evt_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "events",
+        events.events_list,
+        "cloudcode events --device dev_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f --limit 10",
     ),
     _command(
         "executions list",

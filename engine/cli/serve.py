@@ -4,7 +4,7 @@ Path:   the command line -> Settings (over the environment, over the defaults) -
 """
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from pydantic import ValidationError
@@ -15,16 +15,26 @@ from engine.cli.session import Session
 from engine.errors import EngineError
 from engine.settings import Settings
 
+WORKER_PORT: Final = 8701  # for /healthz, /readyz and /metrics
+
 
 def serve(session: Session, **given: str | None) -> None:
     """Run the engine here, until Ctrl-C; the first start prints the admin key once."""
     del session
-    settings = settings_from(given)
+    _run(settings_from(given), "serve")
 
-    from engine.serve import run  # the whole engine: only this verb needs it
+
+def worker(session: Session, **given: str | None) -> None:
+    """Run what is queued, beside others: a node without an API. Needs PostgreSQL and Redis."""
+    del session
+    _run(settings_from({**given, "port": given["port"] or str(WORKER_PORT)}), "worker")
+
+
+def _run(settings: Settings, kind: Literal["serve", "worker"]) -> None:
+    from engine.serve import run  # the whole engine: only these verbs need it
 
     try:
-        run(settings)
+        run(settings, kind)
     except EngineError as error:
         raise Failure(str(error)) from error
     except OSError as error:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import msgspec
 from sqlalchemy import Connection, RowMapping, delete, func, select
 
+from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
 from engine.store.tables import api_keys
 from engine.store.unique import insert_unique
@@ -23,6 +24,7 @@ class ApiKey:
 def insert_api_key(connection: Connection, key: ApiKey) -> None:
     row = asdict(key) | {"scopes": msgspec.json.encode(key.scopes).decode()}
     insert_unique(connection, api_keys, row, "this very key exists already")
+    note_change(connection, "keys", key.project_id)
 
 
 def find_api_key(connection: Connection, key_id: str) -> ApiKey | None:
@@ -42,6 +44,7 @@ def list_api_keys(
 
 def delete_api_key(connection: Connection, key_id: str) -> None:
     connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
+    note_change(connection, "keys")
 
 
 def count_admin_keys(connection: Connection) -> int:

@@ -4,12 +4,22 @@ Path:   commit -> `delivery_row`; outbox -> `claim`, `finish`; API -> `page`, `g
 Never:  changes a state that engine.deliveries.NEXT does not allow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, bindparam, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    func,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from engine.deliveries import ENDED, NEXT, WAITING, State
@@ -97,6 +107,7 @@ def delivery_row(
     kind: str,
     payload: str,
     now_ms: int,
+    node_id: str | None = None,
 ) -> tuple[Any, ...]:
     """Return a new row for `Commit.insert(deliveries, ...)`; `Outbox.notice` it once committed."""
     return (
@@ -112,6 +123,7 @@ def delivery_row(
         now_ms,
         now_ms,
         None,
+        node_id,
     )
 
 
@@ -129,10 +141,10 @@ def attempt_row(delivery_id: str, attempt: Attempt) -> tuple[Any, ...]:
 
 
 def pending_until(
-    connection: Connection, until_ms: int, *, per_lane: int
+    connection: Connection, until_ms: int, node_id: str | None, *, per_lane: int
 ) -> tuple[list[Pending], int | None]:
     """Return what is due until then, at most `per_lane` a connection, and the next due time."""
-    waits = deliveries.c.state.in_(_WAITING)
+    waits = and_(deliveries.c.state.in_(_WAITING), _of(node_id))
     ranked = (
         _PENDING.add_columns(
             func.row_number()
@@ -151,13 +163,16 @@ def pending_until(
     return _pending(connection, select(ranked).where(ranked.c.place <= per_lane)), far_ms
 
 
-def pending_of(connection: Connection, key: Key, until_ms: int, *, limit: int) -> list[Pending]:
+def pending_of(
+    connection: Connection, key: Key, until_ms: int, node_id: str | None, *, limit: int
+) -> list[Pending]:
     """Return at most `limit` deliveries of one connection that are due until then."""
     project_id, name = key
     return _pending(
         connection,
         _PENDING.where(
             deliveries.c.state.in_(_WAITING),
+            _of(node_id),
             deliveries.c.next_ms <= until_ms,
             deliveries.c.project_id == project_id,
             deliveries.c.connection == name,
@@ -167,20 +182,20 @@ def pending_of(connection: Connection, key: Key, until_ms: int, *, limit: int) -
     )
 
 
-def pending_among(connection: Connection, ids: Sequence[str]) -> list[Pending]:
+def pending_among(connection: Connection, ids: Sequence[str], node_id: str | None) -> list[Pending]:
     """Return those of `ids` that wait."""
     return _pending(
         connection,
-        _PENDING.where(deliveries.c.id.in_(ids), deliveries.c.state.in_(_WAITING)),
+        _PENDING.where(deliveries.c.id.in_(ids), deliveries.c.state.in_(_WAITING), _of(node_id)),
     )
 
 
-def claim(connection: Connection, ids: Sequence[str]) -> list[Claimed]:
+def claim(connection: Connection, ids: Sequence[str], node_id: str | None) -> list[Claimed]:
     """Mark those of `ids` that still wait as being sent, and return them with their connections."""
     assert all(State.SENDING in NEXT[state] for state in WAITING)
     rows = connection.execute(
         update(deliveries)
-        .where(deliveries.c.id.in_(ids), deliveries.c.state.in_(_WAITING))
+        .where(deliveries.c.id.in_(ids), deliveries.c.state.in_(_WAITING), _of(node_id))
         .values(state=State.SENDING.value)
         .returning(
             deliveries.c.id,
@@ -207,10 +222,12 @@ def claim(connection: Connection, ids: Sequence[str]) -> list[Claimed]:
     ]
 
 
-def left_sending(connection: Connection) -> list[Change]:
-    """Return what a crash left in `sending`, as it stands."""
+def left_sending(
+    connection: Connection, node_id: str | None, but: Collection[str] = ()
+) -> list[Change]:
+    """Return what a crash left in `sending`, as it stands; `but`: what this node is sending."""
     query = select(deliveries.c.id, deliveries.c.attempts, deliveries.c.next_ms).where(
-        deliveries.c.state == State.SENDING.value
+        deliveries.c.state == State.SENDING.value, _of(node_id), deliveries.c.id.not_in(but)
     )
     return [
         Change(
@@ -224,11 +241,14 @@ def left_sending(connection: Connection) -> list[Change]:
     ]
 
 
-def finish(connection: Connection, changes: Sequence[Change]) -> None:
-    """Write what became of deliveries in `sending`, in one statement."""
+def finish(connection: Connection, changes: Sequence[Change], node_id: str | None) -> None:
+    """Write what became of deliveries in `sending`, in one statement.
+
+    Of one that another node has by now nothing is written: that node decides.
+    """
     assert all(change.state in NEXT[State.SENDING] for change in changes), changes
     connection.execute(
-        _FINISH,
+        _FINISH.where(_of(node_id)),
         [
             {
                 "of": change.id,
@@ -299,7 +319,13 @@ def get(
     return _delivery(row), row.payload, [_attempt(one) for one in attempts]
 
 
-def resend(connection: Connection, project_id: str, delivery_id: str, now_ms: int) -> None:
+def resend(
+    connection: Connection,
+    project_id: str,
+    delivery_id: str,
+    now_ms: int,
+    node_id: str | None = None,
+) -> None:
     """Queue a delivery once more, at once; tell the outbox once it is committed.
 
     Raises:
@@ -317,8 +343,13 @@ def resend(connection: Connection, project_id: str, delivery_id: str, now_ms: in
     connection.execute(
         update(deliveries)
         .where(*here)
-        .values(state=State.QUEUED.value, next_ms=now_ms, ended_ms=None)
+        .values(state=State.QUEUED.value, next_ms=now_ms, ended_ms=None, node_id=node_id)
     )
+
+
+def _of(node_id: str | None) -> ColumnElement[bool]:
+    """Return the condition that a delivery is this node's; None: there is only one node."""
+    return true() if node_id is None else deliveries.c.node_id == node_id
 
 
 _PENDING: Final = select(

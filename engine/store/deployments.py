@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 from sqlalchemy import Connection, RowMapping, func, insert, select
 
+from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
 from engine.store.tables import deployments
 
@@ -35,6 +36,7 @@ def insert_deployment(connection: Connection, deployment: Deployment) -> None:
         "created_ms": deployment.created_ms,
     }
     connection.execute(insert(deployments).values(row))
+    note_change(connection, "function", deployment.function_id)
 
 
 def live_deployment(connection: Connection, function_id: str) -> Deployment | None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, RowMapping, Select, Table, delete, insert, select, tuple_
 
+from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
 from engine.store.tables import devices, products, resources, values
 
@@ -58,6 +59,7 @@ def list_devices(
 def delete_device(connection: Connection, project_id: str, device_id: str) -> bool:
     """Delete the device itself and say whether there was one; its timelines are still there."""
     query = delete(devices).where(devices.c.project_id == project_id, devices.c.id == device_id)
+    note_change(connection, "device", device_id)
     return connection.execute(query).rowcount > 0
 
 

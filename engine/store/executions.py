@@ -16,20 +16,27 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Select,
+    Table,
     Text,
+    and_,
     case,
     cast,
+    false,
+    func,
     literal,
     null,
+    or_,
     select,
     type_coerce,
     union_all,
 )
 
 from engine.store.pages import Page, Paged, page_of, paged
-from engine.store.tables import events, executions, functions, run_queue
+from engine.store.tables import PARKED, events, executions, functions, run_queue
 
 WAITING: Final = "queued"
+RUNNING: Final = "running"
+OPEN: Final = frozenset({WAITING, RUNNING})
 ID_SLACK_MS: Final = 3_600_000  # ids carry their own time; an hour allows for a clock set back
 
 
@@ -50,6 +57,8 @@ class ExecutionSummary:
     wall_us: int | None
     cpu_us: int | None
     attempt: int
+    job_id: str | None
+    schedule_id: str | None
     error: dict[str, Any] | None
     limit: dict[str, Any] | None
 
@@ -75,26 +84,36 @@ class ExecutionFilter:
     status: str | None = None
     device_id: str | None = None
     since_ms: int | None = None
-    among: Collection[str] | None = None  # of waiting runs: only these ids
-    not_among: Collection[str] = ()  # of waiting runs: none of these
+    until_ms: int | None = None  # not those asked for then or later
+    before_id: str | None = None  # not this one, nor those with later ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtWork:
+    """How to tell a run that runs from one that a node has taken up and not yet begun."""
+
+    node_id: str | None = None  # the node that asks
+    running: Collection[str] = ()  # what its cells have now; of other nodes it cannot know
+
+    def runs(self) -> ColumnElement[bool]:
+        """Say of a row of run_queue whether it is at work, as far as is known."""
+        taken = and_(run_queue.c.node_id.is_not(None), run_queue.c.node_id != PARKED)
+        if self.node_id is None:
+            return taken
+        here = run_queue.c.id.in_(self.running)
+        return and_(taken, or_(run_queue.c.node_id != self.node_id, here))
 
 
 def list_executions(
-    connection: Connection, project_id: str, wanted: ExecutionFilter, page: Page
+    connection: Connection, project_id: str, wanted: ExecutionFilter, page: Page, at_work: AtWork
 ) -> Paged[ExecutionSummary]:
     """Return ended and waiting runs together, newest first."""
     halves: list[Select[Any]] = []
-    if wanted.status != WAITING:
+    if wanted.status not in OPEN:
         ended = _filtered(_ended(connection), executions, project_id, wanted)
-        if wanted.status is not None:
-            ended = ended.where(executions.c.status == wanted.status)
         halves.append(page_of(ended, executions.c.id, page))
-    if wanted.status in {None, WAITING} and wanted.function is None:  # deleted: none is waiting
-        waiting = _filtered(_waiting(), run_queue, project_id, wanted)
-        if wanted.among is not None:
-            waiting = waiting.where(run_queue.c.id.in_(wanted.among))
-        if wanted.not_among:
-            waiting = waiting.where(run_queue.c.id.not_in(wanted.not_among))
+    if wanted.status is None or wanted.status in OPEN:
+        waiting = _filtered(_waiting(at_work), run_queue, project_id, wanted, at_work)
         halves.append(page_of(waiting, run_queue.c.id, page))
     if not halves:
         return Paged((), None)
@@ -104,10 +123,13 @@ def list_executions(
     return paged([_summary(row) for row in rows], page, lambda execution: execution.id)
 
 
-def find_execution(connection: Connection, project_id: str, execution_id: str) -> Execution | None:
+def find_execution(
+    connection: Connection, project_id: str, execution_id: str, at_work: AtWork
+) -> Execution | None:
     """Return one run, ended or waiting, with its input wherever that is kept."""
+    name, runs = functions.c.name.label("function"), at_work.runs().label("runs")
     waiting = connection.execute(
-        select(run_queue, functions.c.name.label("function"), events.c.payload)
+        select(run_queue, name, runs, events.c.payload)
         .outerjoin(functions, functions.c.id == run_queue.c.function_id)
         .outerjoin(events, events.c.id == run_queue.c.event_id)
         .where(run_queue.c.project_id == project_id, run_queue.c.id == execution_id)
@@ -132,25 +154,71 @@ def find_log(connection: Connection, project_id: str, execution_id: str) -> str 
     return None if row is None else row.log or "[]"
 
 
+def count_runs(
+    connection: Connection,
+    project_id: str,
+    wanted: ExecutionFilter,
+    at_work: AtWork,
+    *,
+    ended: bool,
+) -> int:
+    """Return how many runs match: of those that have ended, or of the others."""
+    table = executions if ended else run_queue
+    query = select(func.count()).select_from(table)
+    return connection.execute(_filtered(query, table, project_id, wanted, at_work)).scalar_one()
+
+
+def run_ids(
+    connection: Connection,
+    project_id: str,
+    wanted: ExecutionFilter,
+    at_work: AtWork,
+    *,
+    ended: bool,
+    after: str,
+    limit: int,
+) -> list[str]:
+    """Return the ids of the next runs that match, oldest first."""
+    table = executions if ended else run_queue
+    query = _filtered(select(table.c.id), table, project_id, wanted, at_work)
+    query = query.where(table.c.id > after).order_by(table.c.id).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
 def _filtered(
-    query: Select[Any], table: Any, project_id: str, wanted: ExecutionFilter
+    query: Select[Any],
+    table: Table,
+    project_id: str,
+    wanted: ExecutionFilter,
+    at_work: AtWork | None = None,
 ) -> Select[Any]:
     query = query.where(table.c.project_id == project_id)
+    if table is executions and wanted.status is not None:
+        query = query.where(executions.c.status == wanted.status)
+    elif at_work is not None and wanted.status == RUNNING:
+        query = query.where(at_work.runs())
+    elif at_work is not None and wanted.status == WAITING:
+        query = query.where(or_(run_queue.c.node_id.is_(None), ~at_work.runs()))
     if wanted.function_id is not None:
         query = query.where(table.c.function_id == wanted.function_id)
     elif wanted.function is not None:
-        query = query.where(table.c.function == wanted.function)
+        deleted = executions.c.function == wanted.function
+        query = query.where(deleted if table is executions else false())  # then none is waiting
     if wanted.device_id is not None:
         query = query.where(table.c.device_id == wanted.device_id)
     if wanted.since_ms is not None:
         oldest_id = f"exe_{max(0, wanted.since_ms - ID_SLACK_MS):012x}"
         query = query.where(table.c.created_ms >= wanted.since_ms, table.c.id >= oldest_id)
+    if wanted.until_ms is not None:
+        query = query.where(table.c.created_ms < wanted.until_ms)
+    if wanted.before_id is not None:
+        query = query.where(table.c.id < wanted.before_id)
     return query
 
 
 def _ended(connection: Connection) -> Select[Any]:
     # A report may hold a long transcript, so the database itself picks what a list shows of it.
-    text = executions.c.report
+    text = _shielded(executions.c.report)
     postgres = connection.dialect.name == "postgresql"
     report = cast(text, JSON) if postgres else type_coerce(text, JSON)
     went_well = executions.c.status == "succeeded"
@@ -161,15 +229,27 @@ def _ended(connection: Connection) -> Select[Any]:
     return select(*(shown[name] if name in shown else executions.c[name] for name in _COLUMNS))
 
 
-def _waiting() -> Select[Any]:
+def _shielded(json: ColumnElement[str | None]) -> ColumnElement[str]:
+    r"""Hide what a string in JSON escapes by number, `\u0000`, from a database that picks from it.
+
+    PostgreSQL refuses all of a text with one that it could not keep as text itself; guests may
+    write any. After this, a pair of backslashes is followed by `b` or `u`, always.
+    """
+    return func.replace(func.replace(json, r"\\", r"\\b"), r"\u", r"\\u")
+
+
+def _unshielded(json: str) -> str:
+    return json.replace(r"\\u", r"\u").replace(r"\\b", r"\\")
+
+
+def _waiting(at_work: AtWork) -> Select[Any]:
     filled: dict[str, ColumnElement[Any]] = {
         "function": functions.c.name.label("function"),
         "version": literal(0).label("version"),
-        "status": literal(WAITING).label("status"),
+        "status": case((at_work.runs(), RUNNING), else_=WAITING).label("status"),
         "queue_us": cast(null(), BigInteger).label("queue_us"),
         "wall_us": cast(null(), BigInteger).label("wall_us"),
         "cpu_us": cast(null(), BigInteger).label("cpu_us"),
-        "attempt": literal(0).label("attempt"),
         "error": cast(null(), Text).label("error"),
         "limit": cast(null(), Text).label("limit"),
     }
@@ -183,7 +263,7 @@ _COLUMNS: Final = tuple(ExecutionSummary.__dataclass_fields__)
 def _summary(row: RowMapping) -> ExecutionSummary:
     fields = dict(row)
     for name in ("error", "limit"):
-        fields[name] = msgspec.json.decode(fields[name]) if fields[name] else None
+        fields[name] = msgspec.json.decode(_unshielded(fields[name])) if fields[name] else None
     return ExecutionSummary(**fields)
 
 
@@ -208,11 +288,10 @@ def _execution_waiting(row: RowMapping) -> Execution:
     return Execution(
         **fields,
         version=0,
-        status=WAITING,
+        status=RUNNING if row["runs"] else WAITING,
         queue_us=None,
         wall_us=None,
         cpu_us=None,
-        attempt=0,
         error=None,
         limit=None,
         clock_ms=None,

@@ -7,8 +7,10 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, or_, select, tuple_
 
+from engine.policies import NONE, Policy
+from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
-from engine.store.tables import functions, versions, wasm_modules
+from engine.store.tables import functions, triggers, versions, wasm_modules
 from engine.store.unique import insert_unique
 
 
@@ -46,6 +48,7 @@ class VersionSummary:
     created_ms: int
     options: dict[str, Any]  # of engine.bundles.WasmOptions; javascript: empty
     wasm: WasmFacts | None  # javascript: None
+    policy: Policy = NONE  # what its queued runs keep to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ _JSON: Final[dict[str, Any]] = {
     "variables": dict[str, str],
     "secrets": tuple[str, ...],
     "options": dict[str, Any],
+    "policy": Policy,
 }
 
 
@@ -105,7 +109,11 @@ def list_functions(connection: Connection, project_id: str, page: Page) -> Paged
 
 def delete_function(connection: Connection, function_id: str) -> None:
     """Delete the function, and by cascade its versions, deployments and triggers."""
+    bound = select(triggers.c.product_id).where(triggers.c.function_id == function_id)
+    for product_id in connection.execute(bound.distinct()).scalars().all():
+        note_change(connection, "triggers", product_id)
     connection.execute(delete(functions).where(functions.c.id == function_id))
+    note_change(connection, "function", function_id)
 
 
 def insert_version(connection: Connection, version: Version) -> None:

@@ -9,27 +9,34 @@ statement holds the interpreter lock once, however many rows it carries.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, Table
+from sqlalchemy import BigInteger, Connection, Integer, Table, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from engine.errors import EngineError
 from engine.store.database import Database
+from engine.store.tables import nodes, run_queue
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+Told = Callable[[Any], None]
 Change = Callable[[Connection], Any]
-_Record = tuple[Table, Row, tuple[Table, str] | None]
+_Record = tuple[Table, Row, str | None]
+Answer = tuple[Any, BaseException | None]
 
 CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
 RETRY_S: Final = 1.0  # after the database refused records
+RECONNECT_S: Final = 10.0  # how long a group waits for a database that has gone away
+RECONNECT_PAUSE_S: Final = 0.2
 _log = structlog.get_logger()
 
 
@@ -39,12 +46,33 @@ class StoreFailed(EngineError):
     code = "store_failed"
 
 
+class LeaseLost(EngineError):
+    """A run is not this node's any more: taken over, cancelled or deleted. Nothing was stored."""
+
+    code = "lease_lost"
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"{run_id} is not this node's any more")
+
+
 class Commit(msgspec.Struct, eq=False):
-    """What must be committed together: rows by table, ids to delete by table, changes to run."""
+    """What must be committed together: rows by table, ids to delete by table, changes to run.
+
+    `claims` are runs of `run_queue` that end with this commit. They must still be this node's:
+    if one is not, nothing of the commit is stored, and its error is LeaseLost.
+    """
 
     inserts: dict[Table, list[Row]] = msgspec.field(default_factory=dict)
     inserts_new: dict[Table, list[Row]] = msgspec.field(default_factory=dict)  # unless present
     deletes: dict[Table, list[str]] = msgspec.field(default_factory=dict)  # by the column `id`
+    claims: list[str] = msgspec.field(default_factory=list)
+    records: list[_Record] = msgspec.field(default_factory=list)  # each for itself, see `record`
+    # By table and columns: id -> values. Of two for one row the last one counts.
+    updates: dict[tuple[Table, tuple[str, ...]], dict[str, Row]] = msgspec.field(
+        default_factory=dict
+    )
+    gathered: dict[str, list[Any]] = msgspec.field(default_factory=dict)  # see Journal.gather
     # By primary key: the row that it shall have from now on, or None: it goes. The last one counts.
     last_words: dict[Table, dict[Row, Row | None]] = msgspec.field(default_factory=dict)
     change: Change | None = None
@@ -60,6 +88,14 @@ class Commit(msgspec.Struct, eq=False):
     def delete(self, table: Table, row_id: str) -> None:
         self.deletes.setdefault(table, []).append(row_id)
 
+    def update(self, table: Table, columns: tuple[str, ...], row_id: str, values: Row) -> None:
+        """Give the row with this `id`, if there is one, these values in these columns."""
+        self.updates.setdefault((table, columns), {})[row_id] = values
+
+    def gather(self, name: str, item: Any) -> None:
+        """Hand `item` to the change of this name, which runs once for the whole group."""
+        self.gathered.setdefault(name, []).append(item)
+
     def put(self, table: Table, row: Row) -> None:
         """Insert the row, or replace the one with its primary key, which its first columns are."""
         key = row[: len(table.primary_key.columns)]
@@ -68,6 +104,10 @@ class Commit(msgspec.Struct, eq=False):
     def remove(self, table: Table, key: Row) -> None:
         """Delete the row with this primary key, if there is one."""
         self.last_words.setdefault(table, {})[key] = None
+
+
+# What the request that commits wants to have in the same transaction: see engine.idempotency.
+ADDITION: Final[ContextVar[Callable[[Commit], None] | None]] = ContextVar("addition", default=None)
 
 
 class Journal:
@@ -84,10 +124,25 @@ class Journal:
         self._work: SimpleQueue[list[Commit] | None] = SimpleQueue()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._sql: dict[tuple[str, Table, int], str] = {}
+        self._sql: dict[tuple[Any, ...], str] = {}
+        self._changes: dict[str, tuple[Callable[[Connection, list[Any]], Any], Told]] = {}
+        self._down = False  # the last attempt to reach the database failed
+        self._seq = 0  # of the transaction that is being written
+        self._answers: list[Answer] | None = None  # ... that was sent to be committed
+        self._told: list[tuple[Told, Any]] = []
+        self.node_id: str | None = None  # in whose name runs are ended; see engine.nodes
+        self.on_noted: Callable[[], None] = lambda: None  # after a change that other nodes must see
         self.commits_count = 0
+        self.leases_lost_count = 0
         self._thread = threading.Thread(target=self._write_forever, name="journal", daemon=True)
         self._thread.start()
+
+    def gather(self, name: str, change: Callable[[Connection, list[Any]], Any], told: Told) -> None:
+        """Run `change(connection, items)` once in each group whose commits gathered items.
+
+        `told(result)` is called on the loop when the group is on disk.
+        """
+        self._changes[name] = (change, told)
 
     def submit(self, commit: Commit) -> None:
         """Take `commit`; its `done(result, error)` is called on the loop once it is on disk.
@@ -99,15 +154,15 @@ class Journal:
         if not self._writing:
             self._hand_over()
 
-    def record(self, table: Table, row: Row, ended: tuple[Table, str] | None = None) -> None:
+    def record(self, table: Table, row: Row, claim: str | None = None) -> None:
         """Take a row that nobody waits for: it is on disk within some milliseconds.
 
         Args:
             table: where the row goes, unless it is there already.
             row: as for `Commit.insert`.
-            ended: (table, id) of a row that goes in the same transaction.
+            claim: a run that ends with it; if that is not this node's any more, the row is dropped.
         """
-        self._records.append((table, row, ended))
+        self._records.append((table, row, claim))
         self._idle.clear()
         if not self._writing and self._lazy_timer is None:
             self._lazy_timer = self._loop.call_later(LAZY_MS / 1000, self._hand_over)
@@ -118,6 +173,8 @@ class Journal:
         Raises:
             StoreFailed: nothing of it was stored.
         """
+        if (add := ADDITION.get()) is not None:
+            add(commit)
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -171,11 +228,7 @@ class Journal:
         self._work.put(group)
 
     def _commit_of(self, records: list[_Record]) -> Commit:
-        commit = Commit()
-        for table, row, ended in records:
-            commit.insert_new(table, row)
-            if ended is not None:
-                commit.delete(*ended)
+        commit = Commit(records=records)
 
         def done(_result: Any, error: BaseException | None) -> None:
             if error is None or self._closing:
@@ -192,7 +245,7 @@ class Journal:
         return commit
 
     def _written(
-        self, group: list[Commit], answers: list[tuple[Any, BaseException | None]]
+        self, group: list[Commit], answers: list[Answer], told: list[tuple[Told, Any]]
     ) -> None:
         self._writing = False
         self.commits_count += 1
@@ -207,23 +260,31 @@ class Journal:
             if commit.done is not None:
                 # In a turn of its own: what one caller does wrong is no other caller's trouble.
                 self._loop.call_soon(commit.done, result, error)
+        for tell, result in told:
+            self._loop.call_soon(tell, result)
         if not (self._waiting or self._writing or self._records):
             self._idle.set()
 
     def _write_forever(self) -> None:
         with self._database.engine.connect() as connection:
             while (group := self._work.get()) is not None:
-                answers = self._write(connection, group)
-                self._loop.call_soon_threadsafe(self._written, group, answers)
+                told: list[tuple[Told, Any]] = []
+                answers = self._write(connection, group, told)
+                self._loop.call_soon_threadsafe(self._written, group, answers, told)
 
     def _write(
-        self, connection: Connection, group: list[Commit]
-    ) -> list[tuple[Any, BaseException | None]]:
+        self, connection: Connection, group: list[Commit], told: list[tuple[Told, Any]]
+    ) -> list[Answer]:
         try:
-            return self._write_group(connection, group)
+            return self._write_group(connection, group, told)
         except Exception as error:  # noqa: BLE001 - the writer's loop: it must outlive any bad row
-            connection.rollback()
+            if _is_gone(error):
+                return self._write_after_loss(connection, group, told)
+            _roll_back(connection)
             if len(group) == 1:
+                if isinstance(error, LeaseLost):
+                    self.leases_lost_count += 1
+                    return [(None, error)]
                 if group[0].change is not None and not isinstance(error, DBAPIError):
                     return [(None, error)]  # the change's own: its caller knows what it means
                 _log.error("commit_failed", error=str(error))
@@ -231,35 +292,126 @@ class Journal:
                 failed.__cause__ = error
                 return [(None, failed)]
         # One of them is bad: each alone, so that only that one fails.
-        return [answer for commit in group for answer in self._write(connection, [commit])]
+        return [answer for commit in group for answer in self._write(connection, [commit], told)]
+
+    def _write_after_loss(
+        self, connection: Connection, group: list[Commit], told: list[tuple[Told, Any]]
+    ) -> list[Answer]:
+        """Wait for the database to come back, and write the group unless it was written before."""
+        seq, answers, later = self._seq, self._answers, self._told
+        deadline = time.monotonic() + (0 if self._down else RECONNECT_S)
+        while True:
+            _roll_back(connection)
+            try:
+                if self._was_written(connection, seq) and answers is not None:
+                    told += later  # the answer to COMMIT was lost, not the commit
+                    return answers
+            except DBAPIError as error:
+                if time.monotonic() > deadline:
+                    self._down = True
+                    _log.error("database_gone", error=str(error))
+                    gone = StoreFailed("the database does not answer; nothing was stored")
+                    return [(None, gone)] * len(group)
+                time.sleep(RECONNECT_PAUSE_S)  # the writer's own thread: nobody else waits in it
+            else:
+                self._down = False
+                return self._write(connection, group, told)
+
+    def _was_written(self, connection: Connection, seq: int) -> bool:
+        query = select(nodes.c.journal_seq).where(nodes.c.id == self.node_id)
+        written = connection.execute(query).scalar_one_or_none() == seq
+        connection.rollback()
+        return written
 
     def _write_group(
-        self, connection: Connection, group: list[Commit]
-    ) -> list[tuple[Any, BaseException | None]]:
-        answers: list[tuple[Any, BaseException | None]] = []
-        connection.exec_driver_sql("BEGIN IMMEDIATE") if self._database.is_sqlite else None
-        for commit in group:
-            if commit.change is None:
-                answers.append((None, None))
-                continue
-            try:
-                with connection.begin_nested():
-                    answers.append((commit.change(connection), None))
-            except EngineError as error:
-                answers.append((None, error))
+        self, connection: Connection, group: list[Commit], told: list[tuple[Told, Any]]
+    ) -> list[Answer]:
+        self._answers = None
+        if self._database.is_sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.info["node_id"] = self.node_id
+        connection.info["noted"] = False
+        held = self._end_runs(connection, group)
+        answers = self._answer(connection, group, held)
         good = [commit for commit, (_, error) in zip(group, answers, strict=True) if error is None]
-        for kind in ("inserts_new", "inserts"):
-            for table, rows in _gather(getattr(commit, kind) for commit in good).items():
-                self._insert(connection, table, rows, kind)
+        self._store(connection, good, held)
+        later = []
+        for name, items in _gather_items(good).items():
+            change, tell = self._changes[name]
+            later.append((tell, change(connection, items)))
+        if connection.info["noted"]:
+            later.append((lambda _none: self.on_noted(), None))
+        self._mark(connection)
+        self._answers, self._told = answers, later
+        connection.commit()
+        self._down = False
+        told += later
+        return answers
+
+    def _answer(self, connection: Connection, group: list[Commit], held: set[str]) -> list[Answer]:
+        """Run the changes of the group, and say which commits are void."""
+        answers: list[Answer] = []
+        for commit in group:
+            lost = next((run_id for run_id in commit.claims if run_id not in held), None)
+            if lost is not None:
+                if held.intersection(commit.claims):
+                    raise LeaseLost(lost)  # others of its runs must not end either
+                answers.append((None, LeaseLost(lost)))
+                self.leases_lost_count += 1
+            elif commit.change is None:
+                answers.append((None, None))
+            else:
+                answers.append(_changed(connection, commit))
+        return answers
+
+    def _store(self, connection: Connection, good: list[Commit], held: set[str]) -> None:
+        news = _gather(commit.inserts_new for commit in good)
+        for commit in good:
+            for table, row, run_id in commit.records:
+                if run_id is None or run_id in held:
+                    news.setdefault(table, []).append(row)
+                else:
+                    self.leases_lost_count += 1
+        for table, rows in news.items():
+            self._insert(connection, table, self._in_order(table, rows), "inserts_new")
+        for table, rows in _gather(commit.inserts for commit in good).items():
+            self._insert(connection, table, rows, "inserts")
         for table, ids in _gather(commit.deletes for commit in good).items():
             self._delete(connection, table, ids)
         for table, words in _last_words(good).items():
             # Each key stands in one statement, once: PostgreSQL upserts no row twice in one.
             puts = [row for row in words.values() if row is not None]
-            self._insert(connection, table, puts, "puts")
-            self._remove(connection, table, [key for key, row in words.items() if row is None])
-        connection.commit()
-        return answers
+            self._insert(connection, table, self._in_order(table, puts), "puts")
+            gone = [key for key, row in words.items() if row is None]
+            self._remove(connection, table, self._in_order(table, gone))
+        for (table, columns), updates in _last_updates(good).items():
+            self._update(connection, table, columns, updates)
+
+    def _in_order(self, table: Table, rows: list[Row]) -> list[Row]:
+        """Return the rows by primary key: two nodes that lock the same never wait in a circle."""
+        if self._database.is_sqlite:
+            return rows
+        width = len(table.primary_key.columns)
+        return sorted(rows, key=lambda row: row[:width])
+
+    def _mark(self, connection: Connection) -> None:
+        """Number the transaction: after a lost connection it can be seen whether it was stored."""
+        self._seq += 1
+        if self.node_id is not None and not self._database.is_sqlite:
+            connection.execute(
+                update(nodes).where(nodes.c.id == self.node_id).values(journal_seq=self._seq)
+            )
+
+    def _end_runs(self, connection: Connection, group: list[Commit]) -> set[str]:
+        """Delete the runs that end in this group, and return those that were this node's."""
+        ids = [run_id for commit in group for run_id in commit.claims]
+        ids += [claim for commit in group for _, _, claim in commit.records if claim is not None]
+        held: set[str] = set()
+        for chunk in _chunks(sorted(ids)):
+            sql = self._statement("ends", run_queue, len(chunk))
+            rows = connection.exec_driver_sql(sql, (*chunk, self.node_id))
+            held.update(row[0] for row in rows)
+        return held
 
     def _insert(self, connection: Connection, table: Table, rows: Sequence[Row], kind: str) -> None:
         for chunk in _chunks(rows):
@@ -275,6 +427,16 @@ class Journal:
             sql = self._statement("removes", table, len(chunk))
             connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
 
+    def _update(
+        self, connection: Connection, table: Table, columns: tuple[str, ...], rows: dict[str, Row]
+    ) -> None:
+        for chunk in _chunks([(row_id, *rows[row_id]) for row_id in sorted(rows)]):
+            sql = self._sql.get((table, columns, len(chunk)))
+            if sql is None:
+                sql = _update_sql(table, columns, len(chunk), sqlite=self._database.is_sqlite)
+                self._sql[table, columns, len(chunk)] = sql
+            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
+
     def _statement(self, kind: str, table: Table, count: int) -> str:
         known = self._sql.get((kind, table, count))
         if known is None:
@@ -287,6 +449,9 @@ def _sql(kind: str, table: Table, count: int, mark: str) -> str:
     # S608 below: every name is of our own tables, and values are marks.
     if kind == "deletes":
         return f'DELETE FROM "{table.name}" WHERE id IN ({",".join([mark] * count)})'  # noqa: S608
+    if kind == "ends":
+        marks = ",".join([mark] * count)
+        return f'DELETE FROM "{table.name}" WHERE id IN ({marks}) AND node_id = {mark} RETURNING id'  # noqa: S608
     key = ",".join(f'"{column.name}"' for column in table.primary_key.columns)
     if kind == "removes":
         row = "(" + ",".join([mark] * len(table.primary_key.columns)) + ")"
@@ -302,6 +467,76 @@ def _sql(kind: str, table: Table, count: int, mark: str) -> str:
         changes = ",".join(f'"{name}"=excluded."{name}"' for name in others)
         tail = f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
     return f'INSERT INTO "{table.name}" ({columns}) VALUES {",".join([row] * count)}{tail}'  # noqa: S608
+
+
+def _update_sql(table: Table, columns: tuple[str, ...], count: int, *, sqlite: bool) -> str:
+    # S608 below: as above.
+    if sqlite:
+        row = "(" + ",".join("?" * (len(columns) + 1)) + ")"
+        changes = ",".join(f'"{name}"=v.column{at}' for at, name in enumerate(columns, start=2))
+        named, key = "AS v", "v.column1"
+    else:
+        types = ["text", *(_type(table, name) for name in columns)]
+        row = "(" + ",".join(f"%s::{kind}" for kind in types) + ")"
+        changes = ",".join(f'"{name}"=v."{name}"' for name in columns)
+        named = "AS v(id," + ",".join(f'"{name}"' for name in columns) + ")"
+        key = "v.id"
+    rows = ",".join([row] * count)
+    return (
+        f'UPDATE "{table.name}" SET {changes} FROM (VALUES {rows}) {named} '  # noqa: S608
+        f'WHERE "{table.name}".id = {key}'
+    )
+
+
+def _type(table: Table, name: str) -> str:
+    kind = table.columns[name].type
+    return "bigint" if isinstance(kind, BigInteger | Integer) else "text"
+
+
+def _changed(connection: Connection, commit: Commit) -> Answer:
+    assert commit.change is not None
+    try:
+        with connection.begin_nested():
+            return commit.change(connection), None
+    except EngineError as error:
+        if commit.claims:
+            raise  # then its runs have not ended either: the group again, each alone
+        return None, error
+
+
+def _is_gone(error: Exception) -> bool:
+    """Say whether the database, and not the statement, is the trouble."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", "")  # SQLite's errors have none
+    return error.connection_invalidated or (
+        isinstance(error, OperationalError) and (state is None or state.startswith("57P"))
+    )
+
+
+def _roll_back(connection: Connection) -> None:
+    try:
+        connection.rollback()
+    except DBAPIError:  # there is no connection any more, and so nothing to undo
+        connection.invalidate()
+
+
+def _last_updates(
+    commits: Iterable[Commit],
+) -> dict[tuple[Table, tuple[str, ...]], dict[str, Row]]:
+    found: dict[tuple[Table, tuple[str, ...]], dict[str, Row]] = {}
+    for commit in commits:
+        for key, rows in commit.updates.items():
+            found.setdefault(key, {}).update(rows)
+    return found
+
+
+def _gather_items(commits: Iterable[Commit]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for commit in commits:
+        for name, items in commit.gathered.items():
+            found.setdefault(name, []).extend(items)
+    return found
 
 
 def _gather(parts: Any) -> dict[Table, list[Any]]:

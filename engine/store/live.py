@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, func, select
 
+from engine.policies import Policy, read_policy
 from engine.store.tables import (
     api_keys,
     connections,
@@ -25,6 +26,7 @@ _TO_RUN: Final = (  # not the files: what runs is the program
     versions.c.number,
     versions.c.program,
     versions.c.options,
+    versions.c.policy,
     versions.c.handlers,
     versions.c.limits,
     versions.c.allowed_hosts,
@@ -48,6 +50,7 @@ class StoredShare:
     program: str  # wasm: empty
     kind: str  # wasm: command | core; javascript: empty
     options: dict[str, Any]
+    policy: Policy
     handlers: tuple[str, ...]
     limits: dict[str, int]
     allowed_hosts: tuple[str, ...]
@@ -132,6 +135,7 @@ def _share(function: RowMapping, version: RowMapping, percent: int) -> StoredSha
         program=version["program"],
         kind=version["kind"] or "",
         options=json.loads(version["options"]),
+        policy=read_policy(version["policy"]),
         handlers=tuple(json.loads(version["handlers"])),
         limits=json.loads(version["limits"]),
         allowed_hosts=tuple(json.loads(version["allowed_hosts"])),

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, or_, select
 
+from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
 from engine.store.tables import projects
 from engine.store.unique import insert_unique
@@ -19,6 +20,7 @@ class Project:
 def insert_project(connection: Connection, project: Project) -> None:
     taken = f"a project named {project.name!r} exists already"
     insert_unique(connection, projects, asdict(project), taken)
+    note_change(connection, "projects", project.id)
 
 
 def find_project(connection: Connection, asked: str) -> Project | None:

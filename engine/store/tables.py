@@ -101,6 +101,8 @@ versions: Final = Table(
     Column("created_ms", BigInteger, nullable=False),
     # JSON of engine.bundles.WasmOptions; javascript: {}
     Column("options", Text, nullable=False, server_default="{}"),
+    # JSON of engine.policies.Policy: retries, flow, batch; {}: none
+    Column("policy", Text, nullable=False, server_default="{}"),
     UniqueConstraint("function_id", "number"),
 )
 
@@ -146,6 +148,8 @@ triggers: Final = Table(
     Column("phase", Text, nullable=False),  # after
     Column("keys", Text, nullable=False),  # JSON list; empty: every key
     Column("created_ms", BigInteger, nullable=False),
+    Column("order", Text),  # device: one run of a device at a time, in order; null: as they come
+    Column("lateness_ms", BigInteger),  # with order: how long to wait for earlier event times
 )
 
 events: Final = Table(
@@ -181,13 +185,15 @@ values: Final = Table(
     sqlite_with_rowid=False,
 )
 
+PARKED: Final = "parked"  # as a run's node: its lane is full, so nobody may claim it yet
+
 run_queue: Final = Table(
     "run_queue",  # what must still run: inserted with its cause, deleted with its execution
     metadata,
     Column("id", Text, primary_key=True),  # the execution's id
     Column("project_id", Text, nullable=False),
     Column("function_id", Text, nullable=False),
-    Column("cause", Text, nullable=False),  # write | invoke | call
+    Column("cause", Text, nullable=False),  # write | invoke | call | job | schedule | replay
     Column("handler", Text, nullable=False),
     Column("event_id", Text),
     Column("device_id", Text),
@@ -195,7 +201,190 @@ run_queue: Final = Table(
     Column("root_id", Text, nullable=False),
     Column("depth", Integer, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    # The defaults below are what rows of an earlier release have.
+    Column("due_ms", BigInteger, nullable=False, server_default="0"),  # not before
+    Column("priority", Integer, nullable=False, server_default="1"),  # 0 first, 1, 2 last
+    Column("node_id", Text),  # whose it is now; null: free for any node; `parked`: see engine.flow
+    Column("attempt", Integer, nullable=False, server_default="1"),  # the 1st, 2nd, ... to come
+    Column("takeovers", Integer, nullable=False, server_default="0"),  # of nodes that died
+    Column("job_id", Text),
+    Column("schedule_id", Text),
+    Column("lane", Text),  # runs of one lane share a limit or an order: see engine.flow
+    Column("position_ms", BigInteger),  # its place in an ordered lane
+    Column("policy", Text),  # JSON of engine.policies.Queued; null: nothing special
+    Index("ix_run_queue_free", "project_id", "priority", "due_ms", "id",
+          sqlite_where=text("node_id IS NULL"), postgresql_where=text("node_id IS NULL")),
+    Index("ix_run_queue_node", "node_id", "id",
+          sqlite_where=text("node_id IS NOT NULL"), postgresql_where=text("node_id IS NOT NULL")),
+    # Who has a lane's runs, and the first that waits: each is one range, however many are parked.
+    Index("ix_run_queue_lane", "lane", "node_id", "priority", "position_ms", "event_id", "id",
+          sqlite_where=text("lane IS NOT NULL"), postgresql_where=text("lane IS NOT NULL")),
+    Index("ix_run_queue_job", "job_id",
+          sqlite_where=text("job_id IS NOT NULL"), postgresql_where=text("job_id IS NOT NULL")),
+    Index("ix_run_queue_schedule", "schedule_id",
+          sqlite_where=text("schedule_id IS NOT NULL"),
+          postgresql_where=text("schedule_id IS NOT NULL")),
     sqlite_with_rowid=False,
+)  # fmt: skip
+
+nodes: Final = Table(
+    "nodes",  # processes that are alive; a row that another one deletes has lost all that was its
+    metadata,
+    Column("id", Text, primary_key=True),  # of one life of the process
+    Column("kind", Text, nullable=False),  # serve | worker
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("release", Text, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),  # by its own clock, for people
+    Column("beat", BigInteger, nullable=False),  # rises while it lives
+    Column("journal_seq", BigInteger, nullable=False),  # of its last transaction
+    Column("state", Text, nullable=False),  # JSON: busy, held, draining: for people
+)
+
+changes: Final = Table(
+    "changes",  # of what nodes keep in memory (engine.catalogue); each reads on from where it was
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True,
+           autoincrement=True),
+    Column("node_id", Text),  # who did it and knows already
+    Column("kind", Text, nullable=False),  # function | triggers | device | keys | projects | ...
+    Column("of", Text, nullable=False),  # the id of what changed
+    Column("at_ms", BigInteger, nullable=False),
+)  # fmt: skip
+
+flow_marks: Final = Table(
+    "flow_marks",  # what throttles, rate limits and debounces remember: see engine.flow
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("newest_id", Text),  # debounce: the run that counts
+    Column("since_ms", BigInteger),  # debounce: the first of the burst
+    Column("free_ms", BigInteger),  # throttle, rate limit: theoretical arrival time (GCRA)
+    Column("touched_ms", BigInteger, nullable=False, index=True),
+)
+
+jobs: Final = Table(
+    "jobs",  # one-off runs that somebody asked for by POST /v1/jobs
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", Text, nullable=False),
+    Column("function_id", Text, nullable=False),
+    Column("function", Text, nullable=False),  # its name then
+    Column("handler", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("priority", Integer, nullable=False),  # 0 high, 1 default, 2 low
+    Column("status", Text, nullable=False),  # see engine.jobs
+    Column("payload", Text, nullable=False),  # JSON
+    Column("policy", Text, nullable=False),  # JSON of engine.policies.Queued
+    Column("run_at_ms", BigInteger, nullable=False),  # as asked for
+    Column("created_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+    Column("attempts", Integer, nullable=False),  # made
+    Column("execution_id", Text),  # of the last attempt
+    Column("result", Text),  # JSON
+    Column("error", Text),  # JSON {name, message, ...}
+    Column("progress", Text),  # JSON {value, message, at}
+    Column("batch_id", Text),  # jobs of one call
+    Index(None, "project_id", "id"),
+    Index(None, "project_id", "status", "id"),
+)
+
+dead_letters: Final = Table(
+    "dead_letters",  # what failed at every attempt it had
+    metadata,
+    Column("id", Text, primary_key=True),  # dlq_
+    Column("project_id", Text, nullable=False),
+    Column("function_id", Text, nullable=False),
+    Column("function", Text, nullable=False),
+    Column("handler", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("execution_id", Text, nullable=False),  # of the last attempt
+    Column("job_id", Text),
+    Column("event_id", Text),
+    Column("device_id", Text),
+    Column("schedule_id", Text),
+    Column("payload", Text),  # JSON; null when the event holds it
+    Column("policy", Text),
+    Column("queue", Text, nullable=False),
+    Column("status", Text, nullable=False),  # of the last attempt: failed, timed_out, ...
+    Column("error", Text),  # JSON
+    Column("attempts", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Index(None, "project_id", "id"),
+)
+
+schedules: Final = Table(
+    "schedules",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", Text, ForeignKey("projects.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("function_id", Text, ForeignKey("functions.id", ondelete="CASCADE"), nullable=False),
+    Column("spec", Text, nullable=False),  # JSON of jobs.schedule.Spec: cron|every|at, zone, dst
+    Column("options", Text, nullable=False),  # JSON: overlap, catchup, jitter, on_failure, ...
+    Column("payload", Text, nullable=False),  # JSON
+    Column("product_id", Text, ForeignKey("products.id")),  # device-local: one run a device
+    Column("paused_ms", BigInteger),
+    Column("paused_reason", Text),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("created_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    UniqueConstraint("project_id", "name"),
+)
+
+schedule_cursors: Final = Table(
+    "schedule_cursors",  # where each schedule stands; a device-local one has a row per zone
+    metadata,
+    Column("schedule_id", Text, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
+    Column("timezone", Text, primary_key=True),
+    Column("next_ms", BigInteger, nullable=False),  # the next due time; far future: none, or paused
+    Index(None, "next_ms"),
+)
+
+schedule_fires: Final = Table(
+    "schedule_fires",  # each due time once, whoever was there first
+    metadata,
+    Column("schedule_id", Text, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
+    Column("due_ms", BigInteger, primary_key=True),
+    Column("device_id", Text, primary_key=True),  # device-local; else empty
+    Column("fired_ms", BigInteger, nullable=False),
+    Column("outcome", Text, nullable=False),  # queued | overlapped | missed | buffered | ...
+    Column("execution_id", Text),
+    Index(None, "fired_ms"),
+)
+
+idempotency_keys: Final = Table(
+    "idempotency_keys",  # answers that are given again, for a day
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request", Text, nullable=False),  # SHA-256 of method, path and body, hex
+    Column("state", Text, nullable=False),  # running | applied | answered
+    Column("node_id", Text),  # who works on it
+    Column("created_ms", BigInteger, nullable=False, index=True),
+    Column("status", Integer),
+    Column("answer", LargeBinary),  # headers and body; sealed, for it may show a secret
+)
+
+value_ids: Final = Table(
+    "value_ids",  # of values whose senders number them, so that one sent twice is known
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("at_ms", BigInteger, primary_key=True),
+    Column("value_id", Text, primary_key=True),
+    Column("created_ms", BigInteger, nullable=False, index=True),
+    sqlite_with_rowid=False,
+)
+
+retentions: Final = Table(
+    "retentions",  # how much of what a project keeps; none: the settings'
+    metadata,
+    Column("project_id", Text, ForeignKey("projects.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),  # executions | logs | values | events | jobs
+    Column("rows_max", BigInteger),
+    Column("bytes_max", BigInteger),
+    Column("age_ms_max", BigInteger),
 )
 
 executions: Final = Table(
@@ -223,9 +412,19 @@ executions: Final = Table(
     Column("result", Text),  # JSON
     Column("report", Text),  # JSON: error, limit, effects, root, depth, cold_start, transcript
     Column("log", Text),  # JSON [[level, at_ms, text], ...]
+    Column("job_id", Text),
+    Column("schedule_id", Text),
     Index(None, "function_id", "id"),
+    Index("ix_executions_job", "job_id",
+          sqlite_where=text("job_id IS NOT NULL"), postgresql_where=text("job_id IS NOT NULL")),
+    Index("ix_executions_schedule", "schedule_id", "id",
+          sqlite_where=text("schedule_id IS NOT NULL"),
+          postgresql_where=text("schedule_id IS NOT NULL")),
+    Index("ix_executions_retried", "event_id",
+          sqlite_where=text("event_id IS NOT NULL AND attempt > 1"),
+          postgresql_where=text("event_id IS NOT NULL AND attempt > 1")),
     sqlite_with_rowid=False,
-)
+)  # fmt: skip
 
 secrets: Final = Table(
     "secrets",
@@ -283,6 +482,7 @@ deliveries: Final = Table(
     Column("next_ms", BigInteger, nullable=False),  # when to try (again); 0 when it has ended
     Column("created_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
+    Column("node_id", Text),  # whose outbox has it; null: free for any node
     UniqueConstraint("execution_id", "position"),
     Index(None, "project_id", "id"),
     Index(None, "state", "next_ms"),

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, RowMapping, Select, delete, insert, select
 
+from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
 from engine.store.tables import functions, products, triggers
 
@@ -36,6 +37,7 @@ def insert_trigger(connection: Connection, trigger: Trigger) -> None:
         "created_ms": trigger.created_ms,
     }
     connection.execute(insert(triggers).values(row))
+    note_change(connection, "triggers", trigger.product_id)
 
 
 def find_trigger(connection: Connection, project_id: str, trigger_id: str) -> Trigger | None:
@@ -67,8 +69,13 @@ def triggers_of_function(connection: Connection, function_id: str) -> list[Trigg
 
 
 def delete_trigger(connection: Connection, project_id: str, trigger_id: str) -> None:
-    query = delete(triggers).where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
-    connection.execute(query)
+    query = (
+        delete(triggers)
+        .where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
+        .returning(triggers.c.product_id)
+    )
+    for product_id in connection.execute(query).scalars().all():
+        note_change(connection, "triggers", product_id)
 
 
 def _select() -> Select[Any]:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Table, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from engine.errors import NotFound
+from engine.store.changes import note_change
 from engine.store.tables import connections, secrets
 
 
@@ -39,6 +40,7 @@ def put_secret(
 ) -> None:
     row = {"project_id": project_id, "name": name, "sealed": sealed, "updated_ms": now_ms}
     _put(connection, secrets, row)
+    note_change(connection, "connections", project_id)
 
 
 def list_secrets(
@@ -71,6 +73,7 @@ def delete_secret(connection: Connection, project_id: str, name: str) -> None:
         NotFound: there is none of that name.
     """
     _delete(connection, secrets, "secret", project_id, name)
+    note_change(connection, "connections", project_id)
 
 
 def put_connection(
@@ -92,6 +95,7 @@ def put_connection(
         "updated_ms": now_ms,
     }
     _put(connection, connections, row)
+    note_change(connection, "connections", project_id)
 
 
 def list_connections(
@@ -146,6 +150,7 @@ def delete_connection(connection: Connection, project_id: str, name: str) -> Non
         NotFound: there is none of that name.
     """
     _delete(connection, connections, "connection", project_id, name)
+    note_change(connection, "connections", project_id)
 
 
 def _stored(row: Any) -> StoredConnection:

@@ -3,10 +3,12 @@
 The facts hold for callers in JavaScript (`env.FN.call`) and in WebAssembly (`function.call`).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.conftest import Engine
 from tests.contracts.guests.kinds import KINDS
 
 CALLER = """
@@ -60,6 +62,16 @@ class Caller:
                 and found
             )
         )
+
+
+@pytest.fixture(scope="module")
+def engine(
+    tmp_path_factory: pytest.TempPathFactory, database_settings: dict[str, str]
+) -> Iterator[Engine]:
+    """One for all tests of a module, on each kind of database."""
+    running = Engine(tmp_path_factory.mktemp("calls") / "data", **database_settings).start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="module", autouse=True)

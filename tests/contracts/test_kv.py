@@ -52,9 +52,11 @@ def clock() -> AheadClock:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform(
-    tmp_path_factory: pytest.TempPathFactory, clock: AheadClock
+    tmp_path_factory: pytest.TempPathFactory, database_settings: dict[str, str], clock: AheadClock
 ) -> AsyncIterator[Platform]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("kv") / "data", warm_cells=2)
+    """One for all tests of a module, on each kind of database."""
+    data_dir = tmp_path_factory.mktemp("kv") / "data"
+    settings = Settings(data_dir=data_dir, warm_cells=2, **database_settings)
     async with open_platform(settings, clock) as opened:
         yield opened
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -107,8 +106,9 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    database = Database(f"sqlite:///{tmp_path / 'engine.db'}")
+async def world(database_url: str) -> AsyncIterator[World]:
+    """On each kind of database."""
+    database = Database(database_url)
     database.migrate()
     journal = Journal(database)
     egress = Egress([ip_network("127.0.0.0/8")])

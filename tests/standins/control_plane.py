@@ -85,8 +85,12 @@ class Project:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("api") / "data", warm_cells=2)
+async def platform(
+    tmp_path_factory: pytest.TempPathFactory, database_settings: dict[str, str]
+) -> AsyncIterator[Platform]:
+    """One for all tests of a module, on each kind of database."""
+    data_dir = tmp_path_factory.mktemp("api") / "data"
+    settings = Settings(data_dir=data_dir, warm_cells=2, **database_settings)
     async with open_platform(settings) as opened:
         yield opened
 

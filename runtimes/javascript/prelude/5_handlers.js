@@ -94,6 +94,7 @@ function contextOf(run) {
   const [executionId, functionVersion, attempt, deadline, rootId, depth] = run.context;
   return {
     executionId, functionVersion, attempt, deadline, rootId, depth, dryRun: false,
+    progress: (value, message) => ask(run, "job.progress", { value, message }),
     waitUntil(promise) {
       run.waiting++;
       const settled = () => {

@@ -1,0 +1,116 @@
+"""Follows the feed of changes: what another node has changed, this one's catalogue reads anew.
+
+Path:   store.changes (committed by another node) -> poked by the bus, or by the clock -> catalogue
+Never:  skips a change: the feed is read in order, from where it was left.
+"""
+
+import asyncio
+import time
+from typing import Final
+
+import structlog
+
+from engine.control import Catalogue
+from engine.store import changes as store
+from engine.store.database import Database
+from engine.store.journal import Journal
+
+POLL_S: Final = 1.0
+FRESH_S: Final = 0.02
+READ_ROWS: Final = 500
+_log = structlog.get_logger()
+
+
+class Changes:
+    """This node's place in the feed."""
+
+    def __init__(self, database: Database, journal: Journal, catalogue: Catalogue) -> None:
+        self._database = database
+        self._journal = journal
+        self._catalogue = catalogue
+        self._seq = 0
+        self._asked_s = 0.0
+        self._reading = asyncio.Lock()
+        self._poked = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def seq(self) -> int:
+        """Return the last change that the catalogue knows of."""
+        return self._seq
+
+    async def begin(self) -> None:
+        """Take the feed's end as the beginning: call it before the catalogue is loaded."""
+        self._seq = await self._database.read(store.newest)
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._follow(), name="changes")
+
+    def poke(self) -> None:
+        """Read now: something has changed."""
+        self._poked.set()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def fresh(self) -> bool:
+        """Catch up, at most every FRESH_S; return whether anything had changed.
+
+        For whoever did not find what was asked for: another node may have made it just now.
+        """
+        now_s = time.monotonic()
+        if now_s - self._asked_s < FRESH_S:
+            return False
+        self._asked_s = now_s
+        before = self._seq
+        await self.catch_up()
+        return self._seq != before
+
+    async def catch_up(self, seq: int | None = None) -> None:
+        """Return when the catalogue knows all changes up to `seq`, or up to now."""
+        if seq is not None and seq <= self._seq:
+            return
+        async with self._reading:
+            while True:
+                rows = await self._database.read(store.noted_after, self._seq, READ_ROWS)
+                # What changed twice is read once.
+                for kind, of in dict.fromkeys(
+                    (row.kind, row.of) for row in rows if row.node_id != self._journal.node_id
+                ):
+                    await self._read(kind, of)
+                if rows:
+                    self._seq = rows[-1].seq
+                if len(rows) < READ_ROWS:
+                    return
+
+    async def _read(self, kind: str, of: str) -> None:
+        catalogue = self._catalogue
+        if kind == "function":
+            await catalogue.function_changed(of)
+        elif kind == "triggers":
+            await catalogue.triggers_changed(of)
+        elif kind == "device":
+            await catalogue.device_changed(of)
+        elif kind == "keys":
+            await catalogue.keys_changed()
+        elif kind == "projects":
+            await catalogue.projects_changed()
+        elif kind == "connections":
+            await catalogue.connections_changed(of)
+        else:
+            _log.warning("unknown_change", kind=kind)  # of a newer release
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._poked.wait()
+            except TimeoutError:
+                pass
+            self._poked.clear()
+            try:
+                await self.catch_up()
+            except Exception as error:  # noqa: BLE001 - the database may be away; the feed waits
+                _log.warning("changes_not_read", error=str(error))
+                await asyncio.sleep(POLL_S)
