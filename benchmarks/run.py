@@ -20,6 +20,7 @@ import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
+from throughput import events, jobs
 from webassembly import webassembly
 
 HERE = Path(__file__).parent
@@ -95,10 +96,14 @@ class Bench:
         self.post("/v1/functions", {"name": name, "source": source}, **headers)
 
     def load(
-        self, requests: list[list[Any]], connections: int, seconds: float = SECONDS
+        self,
+        requests: list[list[Any]],
+        connections: int,
+        seconds: float = SECONDS,
+        url: str | None = None,
     ) -> dict[str, Any]:
         job = {
-            "url": self.url,
+            "url": url or self.url,
             "requests": requests,
             "connections": connections,
             "seconds": seconds,
@@ -260,6 +265,8 @@ PARTS = {
     "d": Bench.memory,
     "e": Bench.host_calls,
     "f": webassembly,
+    "g": jobs,
+    "h": events,
 }
 
 

@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from engine.batches import Batches
 from engine.catalogue import Catalogue, Device
@@ -40,7 +39,7 @@ POLL_S: Final = 1.0
 OVERDUE_MS: Final = 2_500  # a row that is free for so long is claimed without a ticket
 AUDIT_EVERY: Final = 10  # polls
 TIMER_MS_MAX: Final = 60_000  # later ones are found by the poll when they come nearer
-TAKEOVERS_MAX: Final = 5  # nodes that may die while a run is theirs before it is given up
+TAKEOVERS_MAX: Final = 20  # nodes that may die while a run is theirs before it is given up
 _log = structlog.get_logger()
 
 
@@ -97,9 +96,10 @@ class Backlog:
         self._pulling: dict[str, asyncio.Task[None]] = {}  # by project
         self._timers: dict[tuple[str, int], tuple[int, asyncio.TimerHandle]] = {}
         self._chains: dict[str, list[Run]] = {}  # ordered lanes: what waits for the one at work
-        self._batches = Batches(desk.submit)
+        self._batches = Batches(desk.submit, clock)
         self._suspects: tuple[set[str], set[str]] = (set(), set())  # of the last audit
         self._poller: asyncio.Task[None] | None = None
+        self._look = asyncio.Event()
         self._closing = False
 
     @property
@@ -143,13 +143,7 @@ class Backlog:
 
     def look(self) -> None:
         """Look for free rows now: somebody has left some."""
-        self._spawn(self._look())
-
-    async def _look(self) -> None:
-        try:
-            await self._poll()
-        except SQLAlchemyError as error:
-            _log.warning("backlog_not_read", error=str(error))
+        self._look.set()
 
     def take_ticket(self, ticket: Ticket) -> None:
         """Claim what the ticket's project has, as far as there is room."""
@@ -203,7 +197,7 @@ class Backlog:
         waiting = [run for run in self._held.values() if not run.started_ns and not run.outcome]
         if waiting:
             for run in waiting:
-                run.owner = None  # whatever happens to it now is void
+                self._stop(run)
             await self._give_back([run.execution_id for run in waiting])
 
     # What is here.
@@ -278,7 +272,8 @@ class Backlog:
                 self._wanted.discard(project_id)
                 if await self._claim(project_id):
                     self._wanted.add(project_id)
-        except EngineError as error:  # the store's; it is logged there
+        except EngineError as error:
+            self._wanted.add(project_id)  # the poll comes by here again
             _log.warning("claim_failed", project_id=project_id, error=str(error))
         finally:
             self._pulling.pop(project_id, None)
@@ -297,9 +292,13 @@ class Backlog:
             self.wake(project_id, due_ms=claim.wake_ms)
         if claim.more and self._shared:
             self._tickets.issue(Ticket(project_id, store.DEFAULT))  # others may help
-        await self._changes.catch_up(claim.changes_seq)
-        for row in claim.rows:
-            await self._admit(row, node_id)
+        try:
+            await self._changes.catch_up(claim.changes_seq)
+            for row in claim.rows:
+                await self._admit(row, node_id)
+        except EngineError:
+            await self._give_back([row.id for row in claim.rows if row.id not in self._held])
+            raise
         return claim.more
 
     async def _admit(self, row: store.Queued, node_id: str) -> None:
@@ -324,7 +323,6 @@ class Backlog:
     async def _poll_forever(self) -> None:
         polls_count = 0
         while True:
-            pause_s = POLL_S
             started = time.monotonic()
             try:
                 await self._poll()
@@ -334,7 +332,10 @@ class Backlog:
                 _log.warning("backlog_not_read", error=str(error))
             polls_count += 1
             pause_s = max(POLL_S, 10 * (time.monotonic() - started))
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._look.wait()
+            self._look.clear()
 
     async def _poll(self) -> None:
         now_ms = self._clock()

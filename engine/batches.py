@@ -1,24 +1,214 @@
-"""Placeholder until the real file lands."""
+"""Gathers messages for the `queue` handler: up to a number, or until the first has waited enough.
 
+Path:   backlog (claimed) -> `Batches.add` -> dispatch, as one run -> commit -> `verdicts`
+Never:  loses a message: what waits here is this node's in the store, and free when the node is not.
+"""
+
+import asyncio
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
+import msgspec
+
+from engine.catalogue import Version
+from engine.clock import Clock, iso
+from engine.ids import new_id
+from engine.policies import Batch
+from engine.quotas import BACKOFF_S_MAX, PARAMS_BYTES_MAX
 from engine.run import Run
+from runtimes.contract import Outcome
+
+BATCH_BYTES_MAX: Final = PARAMS_BYTES_MAX  # of bodies, unless one message alone has more
+DELAY_MS_MAX: Final = BACKOFF_S_MAX * 1000
+_DEFAULTS: Final = Batch()
+_encode: Final = msgspec.json.encode
+_Key = tuple[Version, str]
 
 
-class Batches:
-    def __init__(self, dispatch: Callable[[Run], None]) -> None:
-        self._dispatch = dispatch
+class Timer(Protocol):
+    """Port: what can still be called off. Adapter: `asyncio.TimerHandle`."""
 
-    def add(self, run: Run) -> None:
-        self._dispatch(run)
-
-    def discard(self, run_id: str) -> bool:
-        return False
+    def cancel(self) -> None: ...
 
 
+Later = Callable[[float, Callable[[], None]], Timer]
+"""Calls something after so many seconds, as `loop.call_later` does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAsked:
+    """The handler wants a message again; `delay_ms` None: when its policy says."""
+
     delay_ms: int | None = None
 
 
+@dataclass(slots=True)
+class _Gathering:
+    """Messages of one version and one queue."""
+
+    messages: list[Run] = field(default_factory=list)
+    timer: Timer | None = None
+    is_due: bool = False  # the first has waited enough
+
+
+class Batches:
+    """All messages of this node that wait for others to come with them."""
+
+    def __init__(
+        self, dispatch: Callable[[Run], None], clock: Clock, call_later: Later | None = None
+    ) -> None:
+        """`dispatch` takes a batch as a run, whose `on_end` is told when it has been settled."""
+        self._dispatch = dispatch
+        self._clock = clock
+        self._call_later = call_later or asyncio.get_running_loop().call_later
+        self._gathering: dict[_Key, _Gathering] = {}
+        self._key_of: dict[str, _Key] = {}  # of what waits, by its execution's id
+        self._at_work: Counter[str] = Counter()  # batches by version
+
+    def add(self, message: Run) -> None:
+        """Take a message; it goes with the next batch of its version and queue."""
+        key = (message.version, message.policy.queue)
+        settings, gathering = _settings(key), self._gathering.setdefault(key, _Gathering())
+        gathering.messages.append(message)
+        self._key_of[message.execution_id] = key
+        if gathering.timer is None and not gathering.is_due:
+            self._wait(key, gathering)
+        if len(gathering.messages) >= settings.max_batch_size:
+            self._send(key)
+
+    def discard(self, run_id: str) -> bool:
+        """Forget a message that waits here; return whether it did."""
+        key = self._key_of.pop(run_id, None)
+        if key is None:
+            return False
+        gathering = self._gathering[key]
+        gathering.messages = [one for one in gathering.messages if one.execution_id != run_id]
+        if not gathering.messages:
+            self._drop(key)
+        return True
+
+    def _wait(self, key: _Key, gathering: _Gathering) -> None:
+        def due() -> None:
+            gathering.timer, gathering.is_due = None, True
+            self._send(key)
+
+        gathering.timer = self._call_later(_settings(key).max_batch_timeout_ms / 1000, due)
+
+    def _send(self, key: _Key) -> None:
+        """Send what is full, or due, as far as batches may be at work."""
+        settings = _settings(key)
+        while (gathering := self._gathering.get(key)) is not None:
+            if len(gathering.messages) < settings.max_batch_size and not gathering.is_due:
+                return
+            if 0 < settings.max_concurrency <= self._at_work[key[0].id]:
+                return  # the end of one looks here again
+            count = _fitting(gathering.messages, settings.max_batch_size)
+            sent, rest = gathering.messages[:count], gathering.messages[count:]
+            self._drop(key)
+            if rest:
+                self._gathering[key] = _Gathering(messages=rest)
+                self._key_of.update((one.execution_id, key) for one in rest)
+                self._wait(key, self._gathering[key])
+            self._at_work[key[0].id] += 1
+            batch = _batch_of(sent, self._clock())
+            batch.on_end = self._ended
+            self._dispatch(batch)
+
+    def _drop(self, key: _Key) -> None:
+        gathering = self._gathering.pop(key)
+        if gathering.timer is not None:
+            gathering.timer.cancel()
+        for message in gathering.messages:
+            self._key_of.pop(message.execution_id, None)
+
+    def _ended(self, batch: Run) -> None:
+        version_id = batch.version.id
+        self._at_work[version_id] -= 1
+        if not self._at_work[version_id]:
+            del self._at_work[version_id]
+        for key in [key for key in self._gathering if key[0].id == version_id]:
+            self._send(key)
+
+
 def verdicts(run: Run) -> dict[str, RetryAsked | None]:
-    return {}
+    """Return what the handler wants with each message, by its execution's id; None: it is done.
+
+    The result is a guest's: `{"retry": [{"id", "delaySeconds"}]}`, with `delay_seconds` as well.
+    Whatever else it holds means nothing. Of a batch that did not succeed every message comes again.
+    """
+    if run.outcome is not Outcome.SUCCEEDED:
+        return {message.execution_id: RetryAsked() for message in run.messages}
+    asked: dict[str, RetryAsked] = {}
+    for item in _retries(run.result):
+        if isinstance(item, dict) and isinstance(item.get("id"), str):
+            delay = item.get("delaySeconds", item.get("delay_seconds"))
+            asked[item["id"]] = RetryAsked(delay_ms=_delay_ms(delay))
+    return {message.execution_id: asked.get(message_id(message)) for message in run.messages}
+
+
+def message_id(message: Run) -> str:
+    """Return what the handler knows a message by: the same at each attempt, if it is a job's."""
+    return message.job_id or message.execution_id
+
+
+def _retries(result: bytes) -> list[Any]:
+    try:
+        found = msgspec.json.decode(result)
+    except (msgspec.MsgspecError, RecursionError):
+        return []
+    asked = found.get("retry") if isinstance(found, dict) else None
+    return asked if isinstance(asked, list) else []
+
+
+def _delay_ms(seconds: object) -> int | None:
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return None
+    if not seconds >= 0:  # NaN is not, either
+        return None
+    return int(min(seconds, DELAY_MS_MAX / 1000) * 1000)
+
+
+def _settings(key: _Key) -> Batch:
+    return key[0].policy.batch or _DEFAULTS
+
+
+def _fitting(messages: list[Run], most: int) -> int:
+    """Return how many of the first messages go into one input."""
+    size = 0
+    for count, message in enumerate(messages[:most]):
+        size += len(message.input)
+        if count and size > BATCH_BYTES_MAX:
+            return count
+    return min(most, len(messages))
+
+
+def _batch_of(messages: list[Run], now_ms: int) -> Run:
+    """Return the run that has these messages as its input."""
+    first, execution_id = messages[0], new_id("exe")
+    roots = {message.root_id for message in messages}
+    parts = b",".join(map(_part, messages))
+    return Run(
+        execution_id=execution_id,
+        version=first.version,
+        handler="queue",
+        cause=first.cause,
+        limits=first.version.limits("queue"),
+        input=b'{"queue":%b,"messages":[%b]}' % (_encode(first.policy.queue), parts),
+        created_ms=now_ms,
+        created_ns=min(message.created_ns for message in messages),
+        root_id=roots.pop() if len(roots) == 1 else execution_id,
+        depth=max(message.depth for message in messages),
+        attempt=max(message.attempt for message in messages),
+        messages=tuple(messages),
+    )
+
+
+def _part(message: Run) -> bytes:
+    return b'{"id":"%b","timestamp":"%b","body":%b,"attempts":%d}' % (
+        message_id(message).encode(),
+        iso(message.created_ms).encode(),
+        message.input,
+        message.attempt,
+    )

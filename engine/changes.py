@@ -6,6 +6,7 @@ Never:  skips a change: the feed is read in order, from where it was left.
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -103,11 +104,9 @@ class Changes:
 
     async def _follow(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._poked.wait()
-            except TimeoutError:
-                pass
             self._poked.clear()
             try:
                 await self.catch_up()

@@ -484,6 +484,8 @@ def _report(run: Run, effects: list[dict[str, Any]]) -> str:
         parts.append(f',"error":{_error_json(run)}')
     if run.limit is not None:
         parts.append(f',"limit":{_encode(run.limit).decode()}')
+    if run.losses:
+        parts.append(f',"restarts":{run.losses}')
     if run.fuel:
         parts.append(f',"fuel":{run.fuel}')
     if run.transcript:

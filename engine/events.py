@@ -54,13 +54,18 @@ class RawValue(msgspec.Struct):
     value: msgspec.Raw
     datetime: str | int | None = None
     geo: _Geo | None = None
-    id: _Id | None = None  # the sender's: a value that comes again is known by it
+
+
+class SentValue(RawValue):
+    """One as it comes by HTTP: with an id of its sender's it is known when it comes again."""
+
+    id: _Id | None = None
 
 
 class RawWrite(msgspec.Struct):
     """The body of a device write."""
 
-    values: list[RawValue]
+    values: list[SentValue]
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -70,7 +75,7 @@ class Accepted(msgspec.Struct, frozen=True):
     runs: list[Run]
 
 
-def has_ids(raw: Sequence[RawValue]) -> bool:
+def has_ids(raw: Sequence[SentValue]) -> bool:
     """Say whether some of these values could have been sent before."""
     for value in raw:  # noqa: SIM110 - every write comes by here: `any` would cost three times that
         if value.id is not None:

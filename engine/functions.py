@@ -45,6 +45,7 @@ from engine.store.functions import (
     name_taken,
     next_version_number,
 )
+from engine.store.schedules import let_go
 from engine.store.triggers import triggers_of_function
 from runtimes.contract import Runtime
 
@@ -392,5 +393,6 @@ def _delete(
         raise NotFound("function", name)
     product_ids = {trigger.product_id for trigger in triggers_of_function(connection, function.id)}
     cancel_waiting(connection, function.id, function.name, now_ms)
+    let_go(connection, function.id)
     delete_function(connection, function.id)
     return function.id, product_ids

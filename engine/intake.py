@@ -27,18 +27,17 @@ from engine.policies import (
     Queued,
     write_queued,
 )
-from engine.quotas import PARAMS_BYTES_MAX
+from engine.quotas import BACKOFF_S_MAX, JOB_AHEAD_S_MAX, JOB_KEY_CHARS_MAX, PARAMS_BYTES_MAX
 from engine.run import Run
+from engine.store.flow import note
 from engine.store.jobs import job_row
 from engine.store.journal import Commit
 from engine.store.run_queue import PRIORITIES
 from engine.store.tables import jobs
 
-DAY_MS: Final = 86_400_000
-AHEAD_MS_MAX: Final = 365 * DAY_MS  # how far away a job's time may be
-CAP_MS_MAX: Final = DAY_MS  # the longest wait between two attempts that may be asked for
+AHEAD_MS_MAX: Final = JOB_AHEAD_S_MAX * 1000
+CAP_MS_MAX: Final = BACKOFF_S_MAX * 1000
 BACKOFFS: Final = ("exponential", "fixed")
-KEY_CHARS_MAX: Final = 255
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _encode: Final = msgspec.json.encode
 
@@ -192,6 +191,7 @@ def take_job(
         policy=queued,
     )
     enqueue(commit, run, owner)
+    note(commit, queued, execution_id, now_ms)
     commit.insert(
         jobs,
         job_row(
@@ -248,8 +248,8 @@ def _due_ms(asked: JobAsked, now_ms: int) -> int:
 
 
 def _check_key(key: str | None) -> str | None:
-    if key is not None and not (1 <= len(key) <= KEY_CHARS_MAX and key.isprintable()):
-        raise Invalid(f"must be 1 to {KEY_CHARS_MAX} printable characters", "/idempotency_key")
+    if key is not None and not (1 <= len(key) <= JOB_KEY_CHARS_MAX and key.isprintable()):
+        raise Invalid(f"must be 1 to {JOB_KEY_CHARS_MAX} printable characters", "/idempotency_key")
     return key
 
 

@@ -6,13 +6,35 @@ A run costs a few additions here: histograms are counted in buckets of one list 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from engine.api.platform import Histogram, Samples
 from engine.run import Run
 
 SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
 BYTES: Final = tuple(float(mib * 1024 * 1024) for mib in (16, 32, 64, 128, 256, 512, 1024))
+
+# What is counted in `Metrics.counts`, by metric; and `retries`, of attempts that failed.
+COUNTED: Final[Mapping[str, str]] = {
+    "cloudcode_dead_letters_total": "dead_letters",
+    "cloudcode_lease_takeovers_total": "lease_takeovers",
+    "cloudcode_lease_lost_total": "lease_lost",
+    "cloudcode_tickets_issued_total": "tickets_issued",
+    "cloudcode_tickets_taken_total": "tickets_taken",
+    "cloudcode_schedule_missed_total": "schedule_missed",
+}
+
+
+class Stored(Protocol):
+    """Port: numbers that are in the database. Adapter: `engine.queue_gauges`."""
+
+    async def refresh(self) -> None:
+        """Bring the numbers up to date, unless they are; takes a second at most, never raises."""
+        ...
+
+    def samples(self) -> Mapping[str, Samples]:
+        """Return samples by the name of their metric."""
+        ...
 
 
 class _Buckets:
@@ -53,11 +75,10 @@ class Metrics:
     def __init__(self) -> None:
         self._functions: dict[tuple[str, str], _PerFunction] = {}
         self._cold: dict[tuple[str], int] = {}
-        self._retries: dict[tuple[str], int] = {}
-        self.counts: Counter[str] = (
-            Counter()
-        )  # retries, dead_letters, lease_takeovers, lease_lost ...
+        self._lost_count = 0  # runs that began again because their cell was lost
+        self.counts: Counter[str] = Counter()  # see COUNTED
         self.gauges: dict[str, Callable[[], Samples]] = {}
+        self.stored: Stored | None = None
 
     def run_ended(self, run: Run) -> None:
         assert run.outcome is not None
@@ -74,8 +95,12 @@ class Metrics:
         name = (run.version.function,)
         if run.cold:
             self._cold[name] = self._cold.get(name, 0) + 1
-        if run.losses:
-            self._retries[name] = self._retries.get(name, 0) + run.losses
+        self._lost_count += run.losses
+
+    async def refresh(self) -> None:
+        """Bring up to date what is read from the database; see `api.platform.Metrics`."""
+        if self.stored is not None:
+            await self.stored.refresh()
 
     def snapshot(self) -> Mapping[str, Samples]:
         """Return all samples; see `api.platform.Metrics`."""
@@ -91,8 +116,15 @@ class Metrics:
             "cloudcode_queue_wait_seconds": {k: c.queue.shown() for k, c in items},
             "cloudcode_execution_memory_bytes": {k: c.memory.shown() for k, c in items},
             "cloudcode_coldstarts_total": dict(self._cold),
-            "cloudcode_retries_total": dict(self._retries),
+            "cloudcode_retries_total": {
+                ("lost",): self._lost_count,
+                ("failed",): self.counts["retries"],
+            },
         }
+        for name, counted in COUNTED.items():
+            found[name] = {(): self.counts[counted]}
+        if self.stored is not None:
+            found |= self.stored.samples()
         for name, read in self.gauges.items():
             found[name] = read()
         return found

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from engine.allowed_hosts import ENTRIES_MAX as ALLOWED_HOSTS_MAX
 from engine.errors import Invalid
+from engine.policies import ATTEMPTS_MAX, JOB_ATTEMPTS
 from runtimes.contract import Limits, Runtime
 
 KIB: Final = 1024
@@ -25,6 +26,10 @@ BUNDLE_BYTES_MAX: Final = KIB * KIB
 BUNDLE_FILES_MAX: Final = 100
 BATCH_ITEMS_MAX: Final = 1_000
 BULK_RUNS_MAX: Final = 100_000  # that one request may replay, cancel, redrive or delete
+JOB_AHEAD_S_MAX: Final = 365 * 24 * 3600  # how far away its time may be, or the end of its life
+JOB_KEY_CHARS_MAX: Final = 255
+JOB_WAIT_S_MAX: Final = 30  # of whoever asks for a job and waits for its end
+BACKOFF_S_MAX: Final = 24 * 3600  # between two attempts
 WRITE_VALUES_MAX: Final = 1_000
 VARIABLE_BYTES_MAX: Final = 5 * KIB
 SECRET_BYTES_MAX: Final = 5 * KIB
@@ -173,6 +178,7 @@ def published() -> dict[str, Any]:
             "allowed_hosts": ALLOWED_HOSTS_MAX,
             "trigger_keys": TRIGGER_KEYS_MAX,
             "device_tags": DEVICE_TAGS_MAX,
+            "bulk_runs": BULK_RUNS_MAX,
         },
         "run": {
             "log_lines": run.log_lines,
@@ -185,6 +191,14 @@ def published() -> dict[str, Any]:
             "trigger_depth": TRIGGER_DEPTH_MAX,
             "function_calls": run.function_calls,
             "call_depth": CALL_DEPTH_MAX,
+        },
+        "jobs": {
+            "attempts": {"default": JOB_ATTEMPTS, "max": ATTEMPTS_MAX},
+            "ahead_seconds": JOB_AHEAD_S_MAX,
+            "ttl_seconds": JOB_AHEAD_S_MAX,
+            "backoff_seconds": BACKOFF_S_MAX,
+            "key_chars": JOB_KEY_CHARS_MAX,
+            "wait_seconds": JOB_WAIT_S_MAX,
         },
         "kv": {
             "key_bytes": KV_KEY_BYTES_MAX,

@@ -38,7 +38,6 @@ from engine.store.database import Database
 from engine.store.fires import Cursor, Due, FireRow
 from engine.store.flow import note_here
 from engine.store.journal import Commit, Journal
-from engine.store.run_queue import insert_rows
 from engine.store.schedules import NEVER_MS, Options, pause, read_options, read_spec
 from jobs.schedule import next_after
 from jobs.zones import is_zone
@@ -231,9 +230,7 @@ class _Firing:
                 self._fire_local(due)
         store.insert_fires(connection, self._fires)
         store.insert_missed(connection, self._missed_locally)
-        for project_id, priority, due_ms in insert_rows(connection, self._rows):
-            key = (project_id, priority)
-            done.woken[key] = min(due_ms, done.woken.get(key, due_ms))
+        done.woken = store.insert_runs(connection, self._rows)
         store.advance(connection, self._cursors)
         done.moved += len(self._cursors)
         return done

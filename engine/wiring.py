@@ -306,6 +306,8 @@ async def open_platform(
         journal.on_noted = lambda: bus.publish(CHANGES, b"")
         bus.subscribe(CHANGES, lambda _data: changes.poke())
         bus.subscribe(CANCELLED, lambda data: backlog.cancel(data.decode().split()))
+        if settings.redis_url is not None:
+            tails.share(bus)
         if kind == "worker":
             worker = _ticket_worker(settings, nodes, backlog)
             await worker.start()

@@ -11,8 +11,6 @@ import structlog
 from redis import AuthenticationError, Redis
 from redis import ConnectionError as RedisConnectionError
 from redis import TimeoutError as RedisTimeoutError
-from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -45,15 +43,6 @@ def connect(redis_url: str, *, answer_s: float) -> Redis:
         return Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), **options)
     except ValueError:
         raise BadRedisUrl from None  # the original says which part of a password was no port
-
-
-def connect_async(redis_url: str, *, answer_s: float) -> AsyncRedis:
-    """Return the same for tasks of one loop."""
-    options = _options(redis_url, answer_s)
-    try:
-        return AsyncRedis.from_url(redis_url, retry=AsyncRetry(NoBackoff(), 0), **options)
-    except ValueError:
-        raise BadRedisUrl from None
 
 
 def _options(redis_url: str, answer_s: float) -> dict[str, Any]:

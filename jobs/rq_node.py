@@ -136,6 +136,7 @@ class RqNode(SimpleWorker):
         with self.connection.pipeline() as pipeline:
             pipeline.sadd(Queue.redis_queues_keys, *self.queue_keys())
             self.set_state(WorkerStatus.IDLE, pipeline=pipeline)
+            self.heartbeat(pipeline=pipeline)  # last: after a flush all this made a key anew
             pipeline.execute()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -163,6 +164,7 @@ class RqNode(SimpleWorker):
                 self._failed(job, queue, failure, pipeline)
             self.increment_total_working_time(datetime.now(UTC) - began, pipeline)
             self.set_state(WorkerStatus.IDLE, pipeline=pipeline)
+            self.heartbeat(pipeline=pipeline)  # last: after a flush all this made a key anew
             pipeline.execute()
 
     def _hand_over(self, ticket: Ticket) -> str | None:
@@ -195,11 +197,12 @@ class RqNode(SimpleWorker):
         now_s = self._clock()
         if now_s >= self._beat_due_s:
             with self.connection.pipeline(transaction=False) as pipeline:
-                pipeline.exists(self.key)
+                pipeline.hexists(self.key, "birth")
+                pipeline.sismember(self.redis_workers_keys, self.key)
                 self.heartbeat(pipeline=pipeline)
                 pipeline.client_id()
-                known, *_, self.client_id = pipeline.execute()
-            if not known:
+                is_known, is_listed, *_, self.client_id = pipeline.execute()
+            if not (is_known and is_listed):
                 self.register_birth()
             self._beat_due_s = now_s + BLOCK_S
         if now_s >= self._upkeep_due_s:

@@ -26,7 +26,7 @@ Take = Callable[[Ticket], Future[Any] | None]
 
 STOP_S: Final = 20.0  # for the ticket in hand
 NUDGE_S: Final = 0.1  # how often a thread that blocks is asked to look up, while it is stopped
-NUDGES_MAX: Final = 20  # a thread without a ticket may wait for a Redis that is silent
+IDLE_STOP_S: Final = 2.0  # for a thread without a ticket: it may wait for a Redis that is silent
 NUDGE_ANSWER_S: Final = 0.5
 
 _log = structlog.get_logger()
@@ -107,11 +107,10 @@ class TicketWorker:
         return self._outage.text()
 
     def _join(self) -> None:
-        for _ in range(NUDGES_MAX):
+        deadline_s = time.monotonic() + IDLE_STOP_S
+        while self._thread.is_alive() and time.monotonic() < deadline_s:
             self._nudge()
             self._thread.join(NUDGE_S)
-            if not self._thread.is_alive():
-                break
         self._nudger.close()
         if self._taking.acquire(timeout=STOP_S):
             self._left = True

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from engine.api.platform import Catalogue, platform_of
@@ -97,6 +98,17 @@ def authenticate(
     return Access(project_id=project_id, scopes=key.scopes, key_id=key.id)
 
 
+async def access_of(catalogue: Catalogue, headers: Headers) -> Access:
+    """Return what `authenticate` does for these headers, also if another node has just made it."""
+    asked = (headers.get("authorization"), headers.get("x-project"))
+    try:
+        return authenticate(catalogue, *asked)
+    except (Unauthorized, NotFound):
+        if not await catalogue.fresh():
+            raise
+        return authenticate(catalogue, *asked)
+
+
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="apiKey",
@@ -114,14 +126,7 @@ def _scoped(needed: tuple[str, ...]) -> Callable[..., Awaitable[Access]]:
         request: Request,
         _documented: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     ) -> Access:
-        headers, catalogue = request.headers, platform_of(request).catalogue
-        asked = (headers.get("authorization"), headers.get("x-project"))
-        try:
-            found = authenticate(catalogue, *asked)
-        except (Unauthorized, NotFound):
-            if not await catalogue.fresh():
-                raise
-            found = authenticate(catalogue, *asked)  # another node has just made it
+        found = await access_of(platform_of(request).catalogue, request.headers)
         found.require(*needed)
         return found
 

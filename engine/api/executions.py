@@ -80,6 +80,7 @@ class ExecutionWhole(ExecutionShown):
     peak_memory_bytes: int | None = Field(
         description="Of the cell; of a WebAssembly function, the memory of its instance."
     )
+    restarts: int = Field(0, description="Cells that were lost under this attempt.")
     fuel: int | None = Field(None, description="Used; only where limits.fuel meters it.")
 
 
@@ -185,6 +186,7 @@ async def show_execution(
         seed=found.seed,
         clock=None if found.clock_ms is None else iso(found.clock_ms),
         peak_memory_bytes=found.peak_memory_bytes,
+        restarts=report.get("restarts", 0),
         fuel=report.get("fuel"),
     )
 

@@ -90,8 +90,7 @@ class Hot:
             await handler(self._ports, request, *arguments)
         except (NotFound, Unauthorized):
             # Another node may have made it just now; nothing was begun, so it can begin again.
-            begun = request.started or request.claim is not None
-            if begun or not await self._ports.catalogue.fresh():
+            if request.started or not await self._ports.catalogue.fresh():
                 raise
             await handler(self._ports, request, *arguments)
 

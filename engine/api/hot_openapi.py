@@ -1,6 +1,6 @@
 """The OpenAPI of the raw ASGI routes, by hand: FastAPI never sees them.
 
-Implemented in `invocations`, `writes` and `things`.
+Implemented in `invocations`, `writes`, `submissions` and `things`.
 `x-problems` names the statuses of their errors; `openapi` writes them out.
 """
 
@@ -45,6 +45,13 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
 _STRING: Final = {"type": "string"}
 _INTEGER: Final = {"type": "integer"}
 _EXECUTIONS: Final = {"type": "array", "items": _STRING, "description": "Ids of runs it caused."}
+_EVENT: Final = {
+    "type": ["string", "null"], "description": "null: every value was sent before."
+}  # fmt: skip
+_DUPLICATES: Final = {
+    "type": "integer",
+    "description": "Values that were sent before, if any has an id: they are not stored again.",
+}
 HOT_SCHEMAS: Final[dict[str, Any]] = {
     "Value": _object(
         ["key", "value"],
@@ -52,6 +59,8 @@ HOT_SCHEMAS: Final[dict[str, Any]] = {
         value={"description": "Any JSON."},
         datetime={"type": "string", "description": "RFC 3339 or YYYYMMDDHHmmss; else now."},
         geo=_object(["lat", "long"], lat={"type": "number"}, long={"type": "number"}),
+        id={"type": "string", "minLength": 1, "maxLength": 128, "description": "The sender's own: "
+            "of values with the same key, time and id of a device one is stored."},
     ),
     "Values": _object(
         ["values"],
@@ -63,14 +72,16 @@ HOT_SCHEMAS: Final[dict[str, Any]] = {
     },
     "Written": _object(
         ["event_id", "values", "executions"],
-        event_id=_STRING,
+        event_id=_EVENT,
+        duplicates=_DUPLICATES,
         values={"type": "integer", "description": "How many were stored."},
         executions=_EXECUTIONS,
     ),
     "WriteResult": _object(
         ["status"],
-        status={"type": "integer", "description": "201, or the status of its error."},
-        event_id=_STRING,
+        status={"type": "integer", "description": "201 or 200, or the status of its error."},
+        event_id=_EVENT,
+        duplicates=_DUPLICATES,
         executions=_EXECUTIONS,
         code=_STRING,
         detail=_STRING,
@@ -80,6 +91,57 @@ HOT_SCHEMAS: Final[dict[str, Any]] = {
         items={"type": "array", "items": _ref("WriteResult")},
         accepted=_INTEGER,
         rejected=_INTEGER,
+    ),
+    "ThingWritten": _object(
+        ["status", "message", "event_id"],
+        status=_STRING,
+        message=_STRING,
+        event_id=_EVENT,
+        duplicates=_DUPLICATES,
+    ),
+    "Job": _object(
+        ["function"],
+        function={"type": "string", "description": "Name or id."},
+        payload={"description": "Any JSON."},
+        handler={"type": "string", "description": "Else job, queue, main, or what a call means."},
+        run_at={"type": "string", "description": "RFC 3339: not before; else now."},
+        delay_seconds={"type": "number", "description": "Instead of run_at."},
+        queue={"type": "string", "default": "default", "description": "A label."},
+        priority={"type": "string", "enum": ["high", "default", "low"], "default": "default"},
+        idempotency_key={"type": "string", "description": "Makes one job a day."},
+        max_attempts={"type": "integer", "minimum": 1, "maximum": 100, "default": 3},
+        backoff=_object(
+            [],
+            kind={"type": "string", "enum": ["exponential", "fixed"], "default": "exponential"},
+            base_seconds={"type": "number", "default": 1},
+            cap_seconds={"type": "number", "default": 3600},
+        ),
+        ttl_seconds={"type": "number", "description": "It is skipped if it starts later."},
+    ),
+    "JobMade": _object(
+        ["id", "status", "execution_id", "run_at"],
+        id=_STRING,
+        status=_STRING,
+        execution_id=_STRING,
+        run_at=_STRING,
+    ),
+    "JobResult": _object(
+        ["status"],
+        status={"type": "integer", "description": "201, or the status of its error."},
+        id=_STRING,
+        execution_id=_STRING,
+        run_at=_STRING,
+        replayed={"type": "boolean", "description": "Made before, with the same key."},
+        code=_STRING,
+        detail=_STRING,
+        errors={"type": "array", "items": {"type": "object"}},
+    ),
+    "JobsMade": _object(
+        ["batch", "accepted", "rejected", "items"],
+        batch=_STRING,
+        accepted=_INTEGER,
+        rejected=_INTEGER,
+        items={"type": "array", "items": _ref("JobResult")},
     ),
     "Queued": _object(["execution_id", "status"], execution_id=_STRING, status=_STRING),
     "DeviceError": _object(["status", "code", "message"], status=_STRING, code=_INTEGER,
@@ -95,7 +157,9 @@ _DEVICE_ERROR: Final = _answer(
     _ref("DeviceError"),
     {"status": "error", "code": 401, "message": "Invalid thing token."},
 )
-_DEVICE_ERRORS: Final = {str(code): _DEVICE_ERROR for code in (400, 401, 404, 413, 429, 500, 503)}
+_DEVICE_ERRORS: Final = {
+    str(code): _DEVICE_ERROR for code in (400, 401, 404, 409, 413, 429, 500, 503)
+}
 _TOKEN: Final = _text("token", "path", "The device's token: its only credential.")
 
 
@@ -156,6 +220,41 @@ HOT_PATHS: Final[dict[str, dict[str, Any]]] = {
             "x-problems": _SENT,
         }
     },
+    "/v1/jobs": {
+        "post": {
+            "operationId": "create_jobs",
+            "tags": ["jobs"],
+            "summary": "Run a function later, until it succeeds",
+            "description": "One job, or up to 1,000 in a list or as {jobs: [...]}: each has its "
+            "own answer then, and a bad one does not spoil the others. Scope: develop or operate.",
+            "security": _KEY,
+            "requestBody": {
+                "required": True,
+                **_json(
+                    {
+                        "oneOf": [
+                            _ref("Job"),
+                            {
+                                "type": "array",
+                                "minItems": 1,
+                                "maxItems": 1000,
+                                "items": _ref("Job"),
+                            },
+                        ]
+                    },
+                    {"function": "report", "payload": {"day": "2010-10-29"}, "delay_seconds": 300},
+                ),
+            },
+            "responses": {
+                "200": _answer("A result per job, in their order.", _ref("JobsMade")),
+                "201": {
+                    **_answer("Queued; ask at Location.", _ref("JobMade")),
+                    "headers": {"Location": {"schema": _STRING}},
+                },
+            },
+            "x-problems": _SENT,
+        }
+    },
     "/v1/devices/{device_id}/values": {
         "post": {
             "operationId": "write_device",
@@ -166,7 +265,10 @@ HOT_PATHS: Final[dict[str, dict[str, Any]]] = {
             "security": _KEY,
             "parameters": [_text("device_id", "path")],
             "requestBody": {"required": True, **_json(_ref("Values"), _VALUES_EXAMPLE)},
-            "responses": {"201": _answer("Stored.", _ref("Written"))},
+            "responses": {
+                "200": _answer("Every value was sent before.", _ref("Written")),
+                "201": _answer("Stored.", _ref("Written")),
+            },
             "x-problems": _SENT,
         }
     },
@@ -205,9 +307,10 @@ HOT_PATHS: Final[dict[str, dict[str, Any]]] = {
             "parameters": [_TOKEN],
             "requestBody": {"required": True, **_json(_ref("Values"), _VALUES_EXAMPLE)},
             "responses": {
+                "200": _answer("Every value was sent before.", _ref("ThingWritten")),
                 "201": _answer(
                     "Stored.",
-                    _object([], status=_STRING, message=_STRING, event_id=_STRING),
+                    _ref("ThingWritten"),
                     {"status": "created", "message": "created", "event_id": f"evt_{_ID}"},
                 ),
                 **_DEVICE_ERRORS,

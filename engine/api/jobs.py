@@ -17,13 +17,13 @@ from engine.cancellations import cancel_job
 from engine.clock import iso
 from engine.errors import Invalid, NotFound
 from engine.jobs import ENDED, Status
+from engine.quotas import JOB_WAIT_S_MAX
 from engine.store.functions import find_function
 from engine.store.jobs import Job, JobFilter, JobRun, JobSummary, find_job, list_jobs, runs_of
 from engine.store.run_queue import PRIORITIES
 
 router = APIRouter(tags=["jobs"])
 
-WAIT_S_MAX: Final = 30
 LOOK_S: Final = (0.05, 0.1, 0.25, 0.5)  # between two looks at a job that is waited for
 _PRIORITY: Final = {number: name for name, number in PRIORITIES.items()}
 
@@ -101,7 +101,7 @@ async def show_job(
     access: Reader,
     job_id: str,
     wait: Annotated[
-        float, Query(ge=0, le=WAIT_S_MAX, description="Seconds to wait for its end.")
+        float, Query(ge=0, le=JOB_WAIT_S_MAX, description="Seconds to wait for its end.")
     ] = 0,
 ) -> JobWhole:
     """Show one job with its payload, result and attempts."""

@@ -12,13 +12,12 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.api.access import DEVELOP, Access, ForbiddenScope, authenticate
+from engine.api.access import DEVELOP, Access, ForbiddenScope, access_of
 from engine.api.edge import BODY_WAIT_S, is_upload, read_body, replay_body
 from engine.api.platform import Catalogue
 from engine.api.ports import Ports
 from engine.api.raw import Request
 from engine.api.uploads import UPLOAD_WAIT_S
-from engine.errors import EngineError
 from engine.idempotency import Answer, Claim, Idempotency, check_key, fingerprint
 from engine.quotas import BODY_BYTES_MAX, UPLOAD_BYTES_MAX
 
@@ -44,10 +43,10 @@ class Keyed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = _key_of(scope)
-        access = None if key is None else self._access(scope)
-        if key is None or access is None:
+        if key is None:
             await self._app(scope, receive, send)
             return
+        access = await access_of(self._catalogue, Headers(scope=scope))
         check_key(key)
         read = await _read(scope, receive, access)
         if read is None:
@@ -74,16 +73,6 @@ class Keyed:
             claim.end()
         for message in held.messages:
             await send(message)
-
-    def _access(self, scope: Scope) -> Access | None:
-        """Return who asks; None: the route itself says what is wrong with the API key."""
-        headers = Headers(scope=scope)
-        try:
-            return authenticate(
-                self._catalogue, headers.get("authorization"), headers.get("x-project")
-            )
-        except EngineError:
-            return None
 
 
 class _Held:
@@ -114,6 +103,8 @@ async def claim_key(
         EngineError: as `Idempotency.claim`; or the key is none.
     """
     assert request.key is not None
+    if request.claim is not None:
+        return  # the route begins again: see `Hot`
     scope = request.scope
     asked = fingerprint(scope["method"], scope["path"], scope["query_string"], body)
     found = await ports.idempotency.claim(

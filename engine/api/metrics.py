@@ -47,12 +47,41 @@ FAMILIES: Final[Mapping[str, Family]] = {
         HISTOGRAM, "Peak memory of the cell, as each run saw it.", ("function", "trigger")
     ),
     "cloudcode_coldstarts_total": Family(COUNTER, "Runs that waited for a load.", ("function",)),
-    "cloudcode_queue_depth": Family(GAUGE, "Runs that wait.", ("queue",)),
-    "cloudcode_queue_oldest_age_seconds": Family(GAUGE, "Age of the oldest of them.", ("queue",)),
-    "cloudcode_retries_total": Family(COUNTER, "Runs that had to start again.", ("function",)),
-    "cloudcode_dead_letters_total": Family(COUNTER, "Runs that were given up.", ("function",)),
-    "cloudcode_schedule_lag_seconds": Family(GAUGE, "How late the last schedule fired."),
+    "cloudcode_queue_depth": Family(
+        GAUGE,
+        "Runs in the queue of all nodes: queued, delayed, parked (their lane is full), held (a "
+        "node has them). Counting stops at 50000 of them.",
+        ("queue", "priority", "state"),
+    ),
+    "cloudcode_queue_oldest_age_seconds": Family(
+        GAUGE, "How long the oldest of them has been due.", ("queue", "priority", "state")
+    ),
+    "cloudcode_held": Family(GAUGE, "What this node has in hand: runs, deliveries.", ("kind",)),
+    "cloudcode_retries_total": Family(
+        COUNTER, "Attempts after the first: the one before failed, or was lost.", ("reason",)
+    ),
+    "cloudcode_dead_letters_total": Family(COUNTER, "Runs that were given up."),
+    "cloudcode_jobs": Family(
+        GAUGE,
+        "Jobs by status; those that run are among the queued. Counting stops at 10000 a project.",
+        ("status",),
+    ),
+    "cloudcode_schedule_lag_seconds": Family(
+        GAUGE, "How late the last schedule fired, or how long one has been overdue."
+    ),
     "cloudcode_schedule_missed_total": Family(COUNTER, "Due times that nothing fired for."),
+    "cloudcode_nodes": Family(GAUGE, "Nodes that are alive.", ("kind",)),
+    "cloudcode_lease_takeovers_total": Family(COUNTER, "Nodes that this one has taken over."),
+    "cloudcode_lease_lost_total": Family(COUNTER, "Times that this node was taken over."),
+    "cloudcode_runs_void_total": Family(
+        COUNTER, "Runs that ended here and were not this node's any more: nothing of them counts."
+    ),
+    "cloudcode_tickets_issued_total": Family(COUNTER, "Tickets sent: there is work."),
+    "cloudcode_tickets_taken_total": Family(COUNTER, "Tickets that this node took work for."),
+    "cloudcode_retention_deleted_total": Family(
+        COUNTER, "Rows that are kept no longer.", ("kind",)
+    ),
+    "cloudcode_database_up": Family(GAUGE, "1: the database answers; 0: it does not."),
     "cloudcode_connector_requests_total": Family(
         COUNTER, "Attempts to deliver.", ("connector", "outcome")
     ),
@@ -67,6 +96,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 @router.get("/metrics", response_class=Response, responses=problems(public=True))
 async def show_metrics(platform: PlatformHere, request: Request) -> Response:
     """Show counters for Prometheus, as text or OpenMetrics by the header Accept."""
+    await platform.metrics.refresh()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EngineCollector(platform.metrics))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))

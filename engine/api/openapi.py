@@ -68,12 +68,14 @@ def document(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of errors
         schemas.pop(name, None)
     schemas.update({"Problem": _PROBLEM}, **HOT_SCHEMAS)
-    found["components"]["parameters"] = {"Project": _PROJECT}
+    found["components"]["parameters"] = {"Project": _PROJECT, "IdempotencyKey": _KEY}
     for path, operations in hot_paths().items():
         found["paths"].setdefault(path, {}).update(operations)
-    for operations in found["paths"].values():
-        for operation in operations.values():
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
             _complete(operation)
+            if method == "post" and path.startswith(("/v1/", "/v2/")):
+                _repeatable(operation)
             _name_body(operation, schemas)
     found["paths"] = dict(sorted(found["paths"].items()))
     return found
@@ -124,6 +126,16 @@ def _complete(operation: dict[str, Any]) -> None:
         parameters.append({"$ref": "#/components/parameters/Project"})
 
 
+def _repeatable(operation: dict[str, Any]) -> None:
+    """Say that it may be sent again under an Idempotency-Key."""
+    operation.setdefault("parameters", []).append(
+        {"$ref": "#/components/parameters/IdempotencyKey"}
+    )
+    if operation.get("security"):
+        for status in (409, 422):
+            operation["responses"].setdefault(str(status), problem_documented(status))
+
+
 def _name_body(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
     """Move the form of a body that its route reads by itself to the others, as FastAPI does."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
@@ -141,6 +153,15 @@ _PROJECT: Final[dict[str, Any]] = {
     "required": False,
     "description": "Another project than the key's own, by id or name. Admin keys only.",
     "schema": {"type": "string"},
+}
+_KEY: Final[dict[str, Any]] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "For 24 hours the same request with the same key is answered as the first time, "
+    "with the header `Idempotent-Replayed: true`, and not carried out again. Keys are the "
+    "project's, of /v2 the device's.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 _PROBLEM: Final[dict[str, Any]] = {
     "type": "object",

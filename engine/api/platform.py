@@ -80,6 +80,10 @@ Samples = Mapping[tuple[str, ...], float | Histogram]
 class Metrics(Protocol):
     """Port: plain counters, read now and then. Adapter: `engine.metrics`."""
 
+    async def refresh(self) -> None:
+        """Bring up to date what is read from the database; takes a second at most, never raises."""
+        ...
+
     def snapshot(self) -> Mapping[str, Samples]:
         """Return values by metric name, then by label values in the order of `api.metrics`."""
         ...

@@ -20,7 +20,7 @@ from engine.api.problems import problem_of
 from engine.api.raw import Request
 from engine.catalogue import Catalogue, Device
 from engine.errors import EngineError, Invalid, NotFound
-from engine.events import Events, RawValue, RawWrite, check_values, has_ids
+from engine.events import Events, RawWrite, SentValue, check_values, has_ids
 from engine.quotas import BATCH_ITEMS_MAX, EVENT_BYTES_MAX, GATEWAY_BYTES_MAX
 from engine.run import Run, Value
 from engine.store.journal import Commit
@@ -28,13 +28,14 @@ from engine.store.value_ids import NO_TIME, Mark, SeenBefore, take_ids
 
 WRITE: Final = ("ingest", "operate")
 WRITE_BODY: Final = msgspec.json.Decoder(RawWrite)
+_UNKNOWN: Final = "Object contains unknown field "
 _encode: Final = msgspec.json.encode
 
 
 class _Item(msgspec.Struct):
     """One device's write in a gateway's request."""
 
-    values: list[RawValue]
+    values: list[SentValue]
     device: str | None = None
     token: str | None = None
 
@@ -135,7 +136,7 @@ async def store_values(
     ports: Ports,
     request: Request,
     device: Device,
-    raw: list[RawValue],
+    raw: list[SentValue],
     shown: Callable[[Stored], tuple[int, bytes]],
 ) -> None:
     """Check one device's values and commit them; answer with `shown` once they are on disk."""
@@ -166,8 +167,8 @@ async def _commit_and_answer(
         status, body, runs = put(commit, _Unseen(seen))
         if not commit.inserts:
             break
-        if wanted:
-            commit.change = partial(take_ids, marks=tuple(wanted - seen), now_ms=ports.clock())
+        if fresh := wanted - seen:
+            commit.change = partial(take_ids, marks=tuple(fresh), now_ms=ports.clock())
         request.answer_with(commit, status, body)
         try:
             await ports.journal.commit(commit)
@@ -194,7 +195,7 @@ def _put(events: Events, commit: Commit, write: _Write, unseen: _Unseen, source:
     )
 
 
-def _write_of(device: Device, raw: list[RawValue], now_ms: int) -> _Write:
+def _write_of(device: Device, raw: list[SentValue], now_ms: int) -> _Write:
     """Check the values, and name those that have an id.
 
     Raises:
@@ -288,4 +289,6 @@ def explained(error: msgspec.ValidationError) -> tuple[str, str]:
     """Return message and JSON pointer of what msgspec says: `... - at `$.values[0].key``."""
     message, _, place = str(error).partition(" - at `")
     pointer = place.rstrip("`").removeprefix("$").replace("[", ".").replace("]", "")
+    if message.startswith(_UNKNOWN):
+        pointer += "." + message.removeprefix(_UNKNOWN).strip("` ")
     return message, pointer.replace(".", "/")

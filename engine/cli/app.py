@@ -12,7 +12,21 @@ import typer
 from rich.markup import escape
 
 from engine.cli import deploy as deploying
-from engine.cli import devices, doctor, events, functions, history, invoke, kv, logs, serve, vault
+from engine.cli import (
+    devices,
+    doctor,
+    events,
+    functions,
+    history,
+    invoke,
+    jobs,
+    kv,
+    logs,
+    migrate,
+    schedules,
+    serve,
+    vault,
+)
 from engine.cli.session import Session, Verb, command_of
 
 URL: Final = "http://127.0.0.1:8700"
@@ -20,7 +34,10 @@ URL: Final = "http://127.0.0.1:8700"
 GROUPS: Final = {
     "functions": "Deployed code.",
     "trigger": "What makes a function run.",
+    "schedule": "Functions that run by the clock.",
     "executions": "Runs.",
+    "jobs": "Runs for later, tried again when they fail.",
+    "dlq": "Dead letters: runs that failed at every attempt they had.",
     "deliveries": "Messages sent to providers.",
     "products": "Kinds of device.",
     "devices": "Devices and their values.",
@@ -60,6 +77,13 @@ COMMANDS: Final = (
         "cloudcode worker --database-url postgresql://cloudcode@db/cloudcode "
         "--redis-url redis://queue:6379/0",
         parameters=serve.options(),
+    ),
+    _command(
+        "migrate",
+        migrate.migrate,
+        "cloudcode migrate",
+        "cloudcode migrate --to 0003 --database-url postgresql://cloudcode@db/cloudcode",
+        parameters=migrate.parameters(),
     ),
     _command(
         "deploy",
@@ -125,6 +149,42 @@ COMMANDS: Final = (
         "cloudcode events --device dev_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f --limit 10",
     ),
     _command(
+        "schedule create",
+        schedules.schedule_create,
+        "cloudcode schedule create report --cron '0 7 * * MON-FRI' --timezone Europe/Madrid",
+        """cloudcode schedule create poll --every 30s --payload '{"unit": 7}'""",
+        "cloudcode schedule create greet --cron '0 7 * * *' --product weather",
+    ),
+    _command("schedule list", schedules.schedule_list, "cloudcode schedule list --function report"),
+    _command("schedule show", schedules.schedule_show, "cloudcode schedule show morning-report"),
+    _command(
+        "schedule preview",
+        schedules.schedule_preview,
+        "cloudcode schedule preview morning-report --limit 20",
+        "cloudcode schedule preview --cron '30 2 * * *' --timezone Europe/Madrid",
+    ),
+    _command(
+        "schedule pause",
+        schedules.schedule_pause,
+        "cloudcode schedule pause morning-report --reason 'the plant is closed'",
+    ),
+    _command(
+        "schedule resume", schedules.schedule_resume, "cloudcode schedule resume morning-report"
+    ),
+    _command(
+        "schedule trigger",
+        schedules.schedule_trigger,
+        "cloudcode schedule trigger morning-report --force",
+    ),
+    _command(
+        "schedule backfill",
+        schedules.schedule_backfill,
+        "cloudcode schedule backfill morning-report --from 2026-03-01 --to 2026-03-08 --dry-run",
+    ),
+    _command(
+        "schedule delete", schedules.schedule_delete, "cloudcode schedule delete morning-report"
+    ),
+    _command(
         "executions list",
         history.executions_list,
         "cloudcode executions list --function alarms --status failed --limit 5",
@@ -133,6 +193,56 @@ COMMANDS: Final = (
         "executions show",
         history.executions_show,
         "cloudcode executions show exe_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "replay",
+        jobs.replay,
+        "cloudcode replay exe_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode replay --function alarms --status failed --since 2010-10-29T00:00:00Z --dry-run",
+    ),
+    _command(
+        "cancel",
+        jobs.cancel,
+        "cloudcode cancel exe_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode cancel --function alarms --status queued",
+    ),
+    _command(
+        "jobs create",
+        jobs.jobs_create,
+        """cloudcode jobs create report '{"day": "2010-10-29"}' --delay 5m --key report-2010-10-29""",
+        "cloudcode jobs create resize @image.json --queue images --priority low --max-attempts 5",
+    ),
+    _command(
+        "jobs list", jobs.jobs_list, "cloudcode jobs list --queue images --status dead_lettered"
+    ),
+    _command(
+        "jobs show",
+        jobs.jobs_show,
+        "cloudcode jobs show job_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f --wait 10",
+    ),
+    _command(
+        "jobs cancel",
+        jobs.jobs_cancel,
+        "cloudcode jobs cancel job_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command("dlq list", jobs.dlq_list, "cloudcode dlq list --function report"),
+    _command("dlq show", jobs.dlq_show, "cloudcode dlq show dlq_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f"),
+    _command(
+        "dlq edit",
+        jobs.dlq_edit,
+        """cloudcode dlq edit dlq_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f '{"day": "2010-10-30"}'""",
+    ),
+    _command(
+        "dlq redrive",
+        jobs.dlq_redrive,
+        "cloudcode dlq redrive dlq_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode dlq redrive --function report --dry-run",
+    ),
+    _command(
+        "dlq delete",
+        jobs.dlq_delete,
+        "cloudcode dlq delete dlq_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode dlq delete --queue images --since 2010-10-29T00:00:00Z --dry-run",
     ),
     _command(
         "deliveries list",

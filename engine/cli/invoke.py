@@ -29,7 +29,7 @@ def invoke(
     response = session.client.send(
         "POST",
         f"/v1/functions/{segment(function)}/invoke",
-        body=_params(params),
+        body=params_of(params),
         query={"handler": handler},
         headers={"Prefer": "respond-async"} if later else {},
         answer_s=wait_s,
@@ -47,7 +47,7 @@ def invoke(
         session.screen.say(f"{execution}  {timing}")
 
 
-def _params(text: str) -> Any:
+def params_of(text: str) -> Any:
     try:
         if text == "-":
             text = sys.stdin.read()

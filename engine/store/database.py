@@ -5,23 +5,43 @@ Never:  holds a transaction open across an await.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from engine.errors import EngineError
+from engine.store.schema import current_revision
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 READERS: Final = 4  # threads: SQLite reads take tens of microseconds; more would queue on two cores
 BUSY_MS: Final = 30_000
+RECONNECT_S: Final = 10.0  # how long a read, or a group of the journal, waits for a server
+RECONNECT_PAUSE_S: Final = 0.2
 MIGRATIONS_LOCK: Final = 0x636C6F7564636F64  # any number that nobody else takes: "cloudcod"
+
+
+class StoreFailed(EngineError):
+    """The database refused or lost a commit, or a read; nothing of the request was stored."""
+
+    code = "store_failed"
+
+
+class UnknownRevision(LookupError):
+    """There is no such state of the tables to go back to."""
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        self.known = known
+        super().__init__(f"there is no revision {asked!r} before this one")
 
 
 class Database:
@@ -41,6 +61,7 @@ class Database:
             from engine.store.postgresql import create_postgresql_engine  # late: see there
 
             self.engine = create_postgresql_engine(self.url, **options)
+        self._away = False  # a read has waited for it, and it did not come
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
 
     @property
@@ -59,12 +80,19 @@ class Database:
         """Take the schema back to an older revision, `0001` or later, in one transaction.
 
         What the older release has no room for is lost; each migration's `downgrade` says what.
+
+        Raises:
+            UnknownRevision: not one of those below the one that is there now.
         """
+        here = self.read_here(current_revision)
+        scripts = ScriptDirectory.from_config(_config())
+        below = [one.revision for one in scripts.iterate_revisions(here, None)][1:] if here else []
+        if revision not in below:
+            raise UnknownRevision(revision, below)
         self._migrate(command.downgrade, revision)
 
     def _migrate(self, go: Callable[[Config, str], None], revision: str) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = _config()
         with self.engine.begin() as connection:
             if self.is_sqlite:
                 # The driver begins by itself before rows change, not before tables do: without
@@ -76,9 +104,29 @@ class Database:
             go(config, revision)
 
     async def read(self, query: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run `query(connection, *args, **kwargs)` in a reader thread and return its answer."""
+        """Run `query(connection, *args, **kwargs)` in a reader thread and return its answer.
+
+        A server that is away is waited for, as the journal does.
+
+        Raises:
+            StoreFailed: it did not come back in time, or refuses.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self.read_here, query, args, kwargs)
+        deadline_s = loop.time() + (0 if self._away else RECONNECT_S)
+        while True:
+            try:
+                answer = await loop.run_in_executor(
+                    self._readers, self.read_here, query, args, kwargs
+                )
+            except DBAPIError as error:
+                self._away = is_gone(error) and loop.time() > deadline_s
+                if self._away or not is_gone(error):
+                    kind = type(error.orig).__name__
+                    raise StoreFailed(f"the database cannot be read: {kind}") from error
+            else:
+                self._away = False
+                return answer
+            await asyncio.sleep(RECONNECT_PAUSE_S)
 
     def read_here(
         self,
@@ -104,6 +152,22 @@ class Database:
     def close(self) -> None:
         self._readers.shutdown()
         self.engine.dispose()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def is_gone(error: Exception) -> bool:
+    """Say whether the database, and not the statement, is the trouble."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", "")  # SQLite's errors have none
+    return error.connection_invalidated or (
+        isinstance(error, OperationalError) and (state is None or state.startswith("57P"))
+    )
 
 
 def _with_our_driver(url: URL) -> URL:

@@ -4,8 +4,7 @@ Path:   commit -> `delivery_row`; outbox -> `claim`, `finish`; API -> `page`, `g
 Never:  changes a state that engine.deliveries.NEXT does not allow.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,11 +19,9 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
 from engine.deliveries import ENDED, NEXT, WAITING, State
 from engine.errors import Conflict, NotFound
-from engine.store.journal import StoreFailed
 from engine.store.tables import deliveries, delivery_attempts
 from engine.store.vaulted import StoredConnection, get_connections
 
@@ -158,8 +155,7 @@ def pending_until(
         .subquery()
     )
     later = select(func.min(deliveries.c.next_ms)).where(waits, deliveries.c.next_ms > until_ms)
-    with _reading():
-        far_ms = connection.execute(later).scalar_one()
+    far_ms = connection.execute(later).scalar_one()
     return _pending(connection, select(ranked).where(ranked.c.place <= per_lane)), far_ms
 
 
@@ -388,19 +384,10 @@ _DELIVERY: Final = select(
 
 
 def _pending(connection: Connection, query: Select[Any]) -> list[Pending]:
-    with _reading():
-        rows = connection.execute(query).all()
+    rows = connection.execute(query).all()
     return [
         Pending(id=row.id, key=(row.project_id, row.connection), due_ms=row.next_ms) for row in rows
     ]
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise StoreFailed(f"the waiting deliveries cannot be read: {error}") from error
 
 
 def _delivery(row: Any) -> Delivery:

@@ -9,22 +9,22 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Connection,
+    FromClause,
     Text,
     and_,
     bindparam,
-    column,
     delete,
     func,
-    insert,
     select,
     tuple_,
-    update,
-    values,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
+from engine.store.multirow import insert_tuples
 from engine.store.schedules import NEVER_MS, read_spec
 from engine.store.tables import devices, run_queue, schedule_cursors, schedule_fires, schedules
 from engine.store.unique import insert_absent
@@ -36,8 +36,7 @@ Cursor = tuple[str, str, int]
 """Schedule, time zone, next due time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(msgspec.Struct, frozen=True):
     """A cursor whose time has come, held by this transaction."""
 
     schedule_id: str
@@ -92,7 +91,7 @@ def due_cursors(connection: Connection, now_ms: int, limit: int) -> list[Due]:
         .limit(limit)
         .with_for_update(of=schedule_cursors, skip_locked=True)
     )
-    return [Due(**row) for row in connection.execute(query).mappings()]
+    return [Due(*row) for row in connection.execute(query)]
 
 
 def fired_among(
@@ -101,17 +100,17 @@ def fired_among(
     """Return those of (schedule, due time) that have a row, with the execution of each."""
     if not pairs:
         return {}
-    asked = values(column("schedule_id", Text), column("due_ms", BigInteger), name="asked").data(
-        list(pairs)
-    )
+    asked = _pairs(connection, pairs)
     same = and_(
         schedule_fires.c.schedule_id == asked.c.schedule_id,
         schedule_fires.c.due_ms == asked.c.due_ms,
         schedule_fires.c.device_id == "",
     )
-    query = select(
-        schedule_fires.c.schedule_id, schedule_fires.c.due_ms, schedule_fires.c.execution_id
-    ).select_from(asked.join(schedule_fires, same))
+    query = (
+        select(schedule_fires.c.schedule_id, schedule_fires.c.due_ms, schedule_fires.c.execution_id)
+        .select_from(asked)
+        .join(schedule_fires, same)
+    )
     return {(row.schedule_id, row.due_ms): row.execution_id for row in connection.execute(query)}
 
 
@@ -173,11 +172,9 @@ def unfired_devices(connection: Connection, due: Due, after: str, limit: int) ->
     return list(connection.execute(query).scalars())
 
 
-def insert_fires(connection: Connection, rows: Iterable[FireRow]) -> None:
+def insert_fires(connection: Connection, rows: Sequence[FireRow]) -> None:
     """Insert what became of due times; one that has a row already undoes the whole transaction."""
-    named = [dict(zip(_FIRE, row, strict=True)) for row in rows]
-    if named:
-        connection.execute(insert(schedule_fires), named)
+    insert_tuples(connection, schedule_fires, rows)
 
 
 def insert_missed(connection: Connection, rows: Iterable[FireRow]) -> None:
@@ -221,11 +218,21 @@ def devices_in(connection: Connection, product_id: str, zone: str, limit: int) -
     return list(connection.execute(query).scalars())
 
 
-def advance(connection: Connection, cursors: Iterable[Cursor]) -> None:
+def advance(connection: Connection, cursors: Sequence[Cursor]) -> None:
     """Move cursors, which the transaction holds, to their next due times."""
-    named = [{"of": of, "zone": zone, "to_ms": next_ms} for of, zone, next_ms in cursors]
-    if named:
-        connection.execute(_ADVANCE, named)
+    insert_tuples(connection, schedule_cursors, cursors, replace=True)
+
+
+def insert_runs(
+    connection: Connection, rows: Sequence[tuple[Any, ...]]
+) -> dict[tuple[str, int], int]:
+    """Insert rows of `queue_row`; return the earliest due time by project and priority."""
+    insert_tuples(connection, run_queue, rows)
+    earliest: dict[tuple[str, int], int] = {}
+    for row in rows:
+        key = (row[_PROJECT], row[_PRIORITY])
+        earliest[key] = min(row[_DUE], earliest.get(key, row[_DUE]))
+    return earliest
 
 
 def local_schedules(connection: Connection) -> list[Local]:
@@ -283,11 +290,20 @@ def remove_cursors(connection: Connection, cursors: Sequence[tuple[str, str]]) -
 
 _FIRE: Final = tuple(schedule_fires.columns.keys())
 _CURSOR: Final = tuple(schedule_cursors.columns.keys())
-_ADVANCE: Final[Any] = (
-    update(schedule_cursors)
-    .where(
-        schedule_cursors.c.schedule_id == bindparam("of"),
-        schedule_cursors.c.timezone == bindparam("zone"),
-    )
-    .values(next_ms=bindparam("to_ms"))
+_PROJECT, _PRIORITY, _DUE = map(
+    run_queue.columns.keys().index, ("project_id", "priority", "due_ms")
 )
+
+
+def _pairs(connection: Connection, pairs: Sequence[tuple[str, int]]) -> FromClause:
+    """Return a table with these pairs, however many, by one statement that is always the same."""
+    if connection.dialect.name == "sqlite":
+        listed = msgspec.json.encode(pairs).decode()
+        each = func.json_each(listed).table_valued("value")
+        return select(
+            func.json_extract(each.c.value, "$[0]").label("schedule_id"),
+            func.json_extract(each.c.value, "$[1]").label("due_ms"),
+        ).subquery()
+    of = bindparam(None, [of for of, _ in pairs], type_=ARRAY(Text))
+    due = bindparam(None, [due_ms for _, due_ms in pairs], type_=ARRAY(BigInteger))
+    return func.unnest(of, due).table_valued("schedule_id", "due_ms").render_derived()

@@ -17,6 +17,7 @@ from sqlalchemy import (
     FromClause,
     Select,
     Text,
+    and_,
     bindparam,
     delete,
     exists,
@@ -57,7 +58,7 @@ _rows = run_queue.c
 _COLUMNS: Final = tuple(run_queue.columns[name] for name in Candidate.__dataclass_fields__)
 _PLACE: Final = (_rows.priority, _rows.position_ms, _rows.event_id, _rows.id)  # as the index has it
 _Freed = tuple[str, str, int]  # a row's id, its project and its priority
-_IN_A_LANE: Final = _rows.lane.is_not(None)  # said each time: else the index of lanes is not used
+_IN_A_LANE: Final = _rows.lane.is_not(None)  # PostgreSQL uses the index of lanes where it is said
 
 
 def admit(connection: Connection, rows: Sequence[Candidate], node_id: str, now_ms: int) -> Admitted:
@@ -85,9 +86,10 @@ def admit(connection: Connection, rows: Sequence[Candidate], node_id: str, now_m
     decision = decide(rows, lanes, _marks(connection, keys), node_id, now_ms)
     _write(connection, decision)
     _sweep(connection, rows, decision, now_ms)
-    # What stands behind rows that were skipped, or was parked by a node that then died.
-    idle = {name for name in names if not lanes[name].count and not decision.claimed.get(name)}
-    freed = _free_parked(connection, idle, now_ms)
+    # Asked anew: behind a row that was skipped others may be parked, and an owner may have died
+    # since it was counted, so that its rows were parked with the rest.
+    unclaimed = {name for name in names if not decision.claimed.get(name)}
+    freed = _free_parked(connection, unclaimed, now_ms)
     # The caller wakes for the first of `wait`: these too can be claimed then.
     decision.admitted.wait.extend(decision.sooner.items())
     decision.admitted.wait.extend((run_id, now_ms) for run_id, _, _ in freed)
@@ -227,7 +229,7 @@ def _owned(connection: Connection, names: Collection[str]) -> list[tuple[str, st
     # Two ranges of the index instead of one `<>`, which would read every parked row of the lane.
     halves = [
         select(_rows.lane, _rows.node_id, func.count())
-        .where(_within(connection, _rows.lane, names), _IN_A_LANE, side)
+        .where(_of(connection, names), side)
         .group_by(_rows.lane, _rows.node_id)
         for side in (_rows.node_id < PARKED, _rows.node_id > PARKED)
     ]
@@ -247,8 +249,7 @@ def _earlier(
     query = select(
         _rows.id, _rows.lane, _rows.position_ms, _rows.event_id, _rows.attempt, _rows.policy
     ).where(
-        _within(connection, _rows.lane, last),
-        _IN_A_LANE,
+        _of(connection, last),
         _rows.node_id.is_(None),
         _rows.position_ms <= max(position_ms for position_ms, _, _ in last.values()),
     )
@@ -285,8 +286,7 @@ def _singletons(
     if not names:
         return set(), {}
     query = select(_rows.lane, _rows.id, _rows.node_id).where(
-        _within(connection, _rows.lane, names),
-        _IN_A_LANE,
+        _of(connection, names),
         or_(_rows.node_id.is_not(None), _rows.attempt > 1, _rows.policy.like(f'%"mode":"{HELD}"%')),
     )
     alive, others = set(), dict[str, list[str]]()
@@ -423,8 +423,7 @@ def _sweep(
     rest = (
         select(_rows.id)
         .where(
-            _within(connection, _rows.lane, full),
-            _IN_A_LANE,
+            _of(connection, full),
             _rows.node_id.is_(None),
             _rows.due_ms <= now_ms,
             _rows.id.not_in(decision.admitted.claim),
@@ -527,6 +526,13 @@ def _candidates(connection: Connection, query: Select[Any]) -> list[Candidate]:
     return [Candidate(**{**row, "policy": read_queued(row["policy"])}) for row in found]
 
 
+def _of(connection: Connection, lanes: Collection[str]) -> ColumnElement[bool]:
+    """Return `lane IN lanes`, said so that the index of lanes is used."""
+    if connection.dialect.name == "sqlite":
+        return _rows.lane.in_(lanes)  # `_IN_A_LANE` beside it: SQLite would read the whole index
+    return and_(_within(connection, _rows.lane, lanes), _IN_A_LANE)
+
+
 def _within(
     connection: Connection, column: Column[Any], values: Collection[str]
 ) -> ColumnElement[bool]:
@@ -543,4 +549,5 @@ def _table_of(connection: Connection, values: Collection[str]) -> FromClause:
         each = func.json_each(listed).table_valued("value")
         return select(each.c.value.label("name")).subquery()
     array = bindparam(None, list(values), type_=postgresql.ARRAY(Text))
-    return func.unnest(array).table_valued("name")
+    # With its column named: `anon.name` is PostgreSQL's cast to its type of 63 bytes.
+    return func.unnest(array).table_valued("name", name="listed").render_derived()

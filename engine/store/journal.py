@@ -22,8 +22,10 @@ from sqlalchemy import BigInteger, Connection, Integer, Table, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from engine.errors import EngineError
-from engine.store.database import Database
+from engine.store.database import RECONNECT_PAUSE_S, RECONNECT_S, Database, StoreFailed, is_gone
 from engine.store.tables import nodes, run_queue
+
+__all__ = ["Commit", "Journal", "LeaseLost", "StoreFailed"]
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -35,15 +37,7 @@ Answer = tuple[Any, BaseException | None]
 CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
 RETRY_S: Final = 1.0  # after the database refused records
-RECONNECT_S: Final = 10.0  # how long a group waits for a database that has gone away
-RECONNECT_PAUSE_S: Final = 0.2
 _log = structlog.get_logger()
-
-
-class StoreFailed(EngineError):
-    """The database refused or lost a commit; nothing of the request was stored."""
-
-    code = "store_failed"
 
 
 class LeaseLost(EngineError):
@@ -126,6 +120,7 @@ class Journal:
         self._idle.set()
         self._sql: dict[tuple[Any, ...], str] = {}
         self._changes: dict[str, tuple[Callable[[Connection, list[Any]], Any], Told]] = {}
+        self._hurry = threading.Event()  # set: the process stops, and nothing is waited for
         self._down = False  # the last attempt to reach the database failed
         self._seq = 0  # of the transaction that is being written
         self._answers: list[Answer] | None = None  # ... that was sent to be committed
@@ -203,7 +198,7 @@ class Journal:
         await self.commit(Commit())
 
     async def drain(self) -> None:
-        """Wait until nothing is left to write."""
+        """Wait until nothing is left to write, or the database is away."""
         if self._lazy_timer is not None:
             self._hand_over()
         await self._idle.wait()
@@ -278,7 +273,7 @@ class Journal:
         try:
             return self._write_group(connection, group, told)
         except Exception as error:  # noqa: BLE001 - the writer's loop: it must outlive any bad row
-            if _is_gone(error):
+            if is_gone(error):
                 return self._write_after_loss(connection, group, told)
             _roll_back(connection)
             if len(group) == 1:
@@ -299,7 +294,8 @@ class Journal:
     ) -> list[Answer]:
         """Wait for the database to come back, and write the group unless it was written before."""
         seq, answers, later = self._seq, self._answers, self._told
-        deadline = time.monotonic() + (0 if self._down else RECONNECT_S)
+        hurries = self._down or self._hurry.is_set()
+        deadline = time.monotonic() + (0 if hurries else RECONNECT_S)
         while True:
             _roll_back(connection)
             try:
@@ -312,7 +308,7 @@ class Journal:
                     _log.error("database_gone", error=str(error))
                     gone = StoreFailed("the database does not answer; nothing was stored")
                     return [(None, gone)] * len(group)
-                time.sleep(RECONNECT_PAUSE_S)  # the writer's own thread: nobody else waits in it
+                self._hurry.wait(RECONNECT_PAUSE_S)
             else:
                 self._down = False
                 return self._write(connection, group, told)
@@ -502,16 +498,6 @@ def _changed(connection: Connection, commit: Commit) -> Answer:
         if commit.claims:
             raise  # then its runs have not ended either: the group again, each alone
         return None, error
-
-
-def _is_gone(error: Exception) -> bool:
-    """Say whether the database, and not the statement, is the trouble."""
-    if not isinstance(error, DBAPIError):
-        return False
-    state = getattr(error.orig, "sqlstate", "")  # SQLite's errors have none
-    return error.connection_invalidated or (
-        isinstance(error, OperationalError) and (state is None or state.startswith("57P"))
-    )
 
 
 def _roll_back(connection: Connection) -> None:

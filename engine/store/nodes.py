@@ -65,10 +65,15 @@ def beat(
 
 
 def take_over(connection: Connection, dead_id: str, last_beat: int) -> Takeover | None:
-    """Free everything of a node that has not beaten since; None: it has, or another one did."""
-    gone = delete(nodes).where(nodes.c.id == dead_id, nodes.c.beat == last_beat)
-    if connection.execute(gone).rowcount != 1:
+    """Free everything of a node that has not beaten since; None: it has, or another one did.
+
+    It may hang in the middle of a transaction, whose locks nobody waits for here: the node that
+    did would beat no more, and no other either. `free_orphans` finds what is locked now.
+    """
+    silent = select(nodes.c.id).where(nodes.c.id == dead_id, nodes.c.beat == last_beat)
+    if connection.execute(silent.with_for_update(skip_locked=True)).first() is None:
         return None
+    connection.execute(delete(nodes).where(nodes.c.id == dead_id))
     return _free(connection, dead_id)
 
 
@@ -91,11 +96,17 @@ def leave_alone(connection: Connection) -> None:
 
 
 def free_orphans(connection: Connection) -> int:
-    """Free runs of nodes that are not there: committed by one that had been taken over already."""
+    """Free what is of nodes that are not there; return how many runs that were.
+
+    A transaction of theirs had it locked, or brought it, when they were taken over.
+    """
     owners = select(run_queue.c.node_id).where(
         run_queue.c.node_id.is_not(None), run_queue.c.node_id != PARKED
     )
-    found = set(connection.execute(owners.distinct()).scalars())
+    senders = select(deliveries.c.node_id).where(
+        deliveries.c.node_id.is_not(None), deliveries.c.state.in_(_ON_THEIR_WAY)
+    )
+    found = set(connection.execute(owners.union(senders)).scalars())
     if not found:
         return 0
     alive = set(connection.execute(select(nodes.c.id).where(nodes.c.id.in_(found))).scalars())
@@ -139,9 +150,10 @@ def free_runs(connection: Connection, node_id: str, ids: Collection[str]) -> Non
 
 
 def _free(connection: Connection, dead_id: str) -> Takeover:
+    theirs = select(run_queue.c.id).where(run_queue.c.node_id == dead_id)
     change = (
         update(run_queue)
-        .where(run_queue.c.node_id == dead_id)
+        .where(run_queue.c.id.in_(theirs.with_for_update(skip_locked=True)))
         .values(node_id=None, takeovers=run_queue.c.takeovers + 1)
     )
     runs = connection.execute(change).rowcount
@@ -149,9 +161,12 @@ def _free(connection: Connection, dead_id: str) -> Takeover:
 
 
 def _free_deliveries(connection: Connection, node_id: str) -> int:
+    theirs = select(deliveries.c.id).where(
+        deliveries.c.node_id == node_id, deliveries.c.state.in_(_ON_THEIR_WAY)
+    )
     change = (
         update(deliveries)
-        .where(deliveries.c.node_id == node_id, deliveries.c.state.in_(_ON_THEIR_WAY))
+        .where(deliveries.c.id.in_(theirs.with_for_update(skip_locked=True)))
         .values(node_id=None)
     )
     return connection.execute(change).rowcount

@@ -1,32 +1,30 @@
 """What reads of background tasks have in common: one error, and the database's own time.
 
-Path:   store.retention, store.queue_view, store.nodes_view -> here
+Path:   retention, queue_gauges, readiness -> here -> database
 """
 
 from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from engine.store.database import Database
 from engine.store.journal import StoreFailed
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def reads(query: Callable[P, T]) -> Callable[P, T]:
-    """Return `query`, whose only error is StoreFailed: its caller tries again later."""
+async def read(database: Database, query: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Read as `Database.read` does, with one error, after which the caller tries again later.
 
-    @wraps(query)
-    def reading(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return query(*args, **kwargs)
-        except SQLAlchemyError as error:
-            raise StoreFailed(f"the database cannot be read: {type(error).__name__}") from error
-
-    return reading
+    Raises:
+        StoreFailed: the database is away, or refuses.
+    """
+    try:
+        return await database.read(query, *args, **kwargs)
+    except SQLAlchemyError as error:
+        raise StoreFailed(f"the database cannot be read: {type(error).__name__}") from error
 
 
 def database_ms(connection: Connection) -> int | None:

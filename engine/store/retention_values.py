@@ -19,7 +19,6 @@ from sqlalchemy import (
     tuple_,
 )
 
-from engine.store.reading import reads
 from engine.store.retention import octets
 from engine.store.tables import devices, resources, values
 
@@ -42,7 +41,6 @@ class Bucket:
     oldest_ms: int
 
 
-@reads
 def old_values(
     connection: Connection, project_id: str, before_ms: int, since: Timeline, limit: int
 ) -> list[Key]:
@@ -69,14 +67,12 @@ def old_values(
     return [tuple(row) for row in connection.execute(query)]
 
 
-@reads
 def devices_after(connection: Connection, project_id: str, after_id: str, limit: int) -> list[str]:
     """Return ids of a project's devices in their order."""
     query = select(devices.c.id).where(devices.c.project_id == project_id, devices.c.id > after_id)
     return list(connection.execute(query.order_by(devices.c.id).limit(limit)).scalars())
 
 
-@reads
 def histogram(
     connection: Connection,
     device_ids: Sequence[str],
@@ -111,7 +107,6 @@ def histogram(
     ]
 
 
-@reads
 def count_older(
     connection: Connection, device_ids: Sequence[str], before_ms: int
 ) -> tuple[int, int]:

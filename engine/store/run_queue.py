@@ -4,7 +4,7 @@ Path:   events, commit, jobs, schedules -> `queue_row` -> journal; backlog -> `c
 Never:  gives one row to two nodes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from engine.store.flow import Candidate, admit
 from engine.store.tables import events, run_queue
 
 HIGH, DEFAULT, LOW = 0, 1, 2  # priorities, in the order in which they are taken
-PRIORITIES = {"high": HIGH, "default": DEFAULT, "low": LOW}
+PRIORITIES: Final[Mapping[str, int]] = {"high": HIGH, "default": DEFAULT, "low": LOW}
 
 
 def queue_row(

@@ -273,13 +273,21 @@ SCOPED = {
     ("GET", "/v1/functions/x/tail"): READ, ("POST", "/v1/triggers"): DEVELOP,
     ("GET", "/v1/triggers"): READ, ("DELETE", "/v1/triggers/x"): DEVELOP,
     ("GET", "/v1/executions"): READ, ("GET", "/v1/executions/x"): READ,
-    ("GET", "/v1/executions/x/logs"): READ, ("PUT", "/v1/secrets/X"): DEVELOP,
+    ("GET", "/v1/executions/x/logs"): READ, ("GET", "/v1/events"): READ,
+    ("GET", "/v1/events/x"): READ, ("GET", "/v1/events/x/explain"): READ,
+    ("PUT", "/v1/secrets/X"): DEVELOP,
     ("GET", "/v1/secrets"): READ, ("DELETE", "/v1/secrets/X"): DEVELOP,
     ("PUT", "/v1/connections/X"): DEVELOP, ("GET", "/v1/connections"): READ,
     ("DELETE", "/v1/connections/X"): DEVELOP, ("GET", "/v1/deliveries"): READ,
     ("GET", "/v1/deliveries/x"): READ, ("POST", "/v1/deliveries/x/resend"): OPERATE,
     ("GET", "/v1/kv/x"): READ, ("GET", "/v1/kv/x/y"): READ,
     ("PUT", "/v1/kv/x/y"): OPERATE, ("DELETE", "/v1/kv/x/y"): OPERATE,
+    ("GET", "/v1/jobs"): READ, ("GET", "/v1/jobs/x"): READ, ("DELETE", "/v1/jobs/x"): READ,
+    ("POST", "/v1/executions/x/cancel"): READ, ("POST", "/v1/executions/x/replay"): READ,
+    ("POST", "/v1/executions:bulk"): READ, ("GET", "/v1/dead-letters"): READ,
+    ("GET", "/v1/dead-letters/x"): READ, ("PATCH", "/v1/dead-letters/x"): READ,
+    ("DELETE", "/v1/dead-letters"): READ, ("DELETE", "/v1/dead-letters/x"): READ,
+    ("POST", "/v1/dead-letters/x/redrive"): READ, ("POST", "/v1/dead-letters:redrive"): READ,
 }  # fmt: skip
 
 
@@ -306,7 +314,7 @@ async def test_every_route_stands_in_the_matrix_of_scopes(shared: Project) -> No
         if operation.get("security")
     }
     hot = {("POST", "/v1/writes"), ("POST", "/v1/devices/{device_id}/values"),
-           ("POST", "/v1/functions/{name}/invoke")}  # fmt: skip
+           ("POST", "/v1/functions/{name}/invoke"), ("POST", "/v1/jobs")}  # fmt: skip
 
     assert len(asked - hot) == len(SCOPED)
 
@@ -322,7 +330,8 @@ async def test_what_belongs_to_another_project_is_not_there(
     trigger = await neighbour.develop.ok("POST", "/v1/triggers", body)
     write = f"/v1/devices/{device['id']}/values"
     values = {"values": [{"key": "t", "value": 1}]}
-    execution = (await neighbour.ingest.ok("POST", write, values))["executions"][0]
+    written = await neighbour.ingest.ok("POST", write, values)
+    execution, event = written["executions"][0], written["event_id"]
 
     for path in (
         f"/v1/functions/{function['id']}", "/v1/functions/alarm", "/v1/functions/alarm/versions",
@@ -331,7 +340,7 @@ async def test_what_belongs_to_another_project_is_not_there(
         f"/v1/devices/{device['id']}/resources", f"/v1/products/{product['id']}",
         f"/v1/products/{product['name']}", f"/v1/executions/{execution}",
         f"/v1/executions/{execution}/logs", "/v1/devices?product=thermometer",
-        "/v1/triggers?function=alarm",
+        "/v1/triggers?function=alarm", f"/v1/events/{event}", f"/v1/events/{event}/explain",
     ):  # fmt: skip
         await project.operate.refused(404, "GET", path)
     for scope, path in (

@@ -4,15 +4,14 @@
 
 import asyncio
 import base64
-import concurrent.futures
 from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from sqlalchemy import Connection, select, text
 
 from engine.store.tables import idempotency_keys
-from tests.conftest import Engine
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     ECHO,
     ON_WRITE,
@@ -69,7 +68,7 @@ async def rows(project: Project) -> list[tuple[str, str]]:
     return await project.platform.database.read(read)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def furnished(project: Project) -> Project:
     """A project with a function of two versions, a product and a device."""
     await project.function("alarm", ON_WRITE)
@@ -327,27 +326,6 @@ async def test_a_function_that_a_device_calls_runs_once(project: Project) -> Non
     same(*await twice(nobody, path, {"params": 5}))
 
     assert len(await project.operate.items("/v1/executions")) == 1
-
-
-def test_the_short_way_leaves_keys_to_the_others(engine: Engine) -> None:
-    """A real server takes most invokes and writes by a short way: those with a key it does not."""
-    device = engine.device("keyed-product")
-    engine.deploy("keyed-echo", ECHO)
-    thing, invoke = f"/v2/things/{device['token']}", "/v1/functions/keyed-echo/invoke"
-    values = {"values": [{"key": "a", "value": 1}]}
-
-    def post(path: str, body: Any) -> httpx.Response:
-        return engine.client.post(path, json=body, headers={KEY: "k" + path[-5:]})
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        writes = list(pool.map(post, [thing] * 20, [values] * 20))
-        runs = list(pool.map(post, [invoke] * 20, [1] * 20))
-
-    assert {one.status_code for one in writes} <= {201, 409}
-    assert {one.status_code for one in runs} <= {200, 409}
-    stored = engine.ok("GET", f"/v1/devices/{device['id']}/values")["items"]
-    assert len(stored) == 1
-    assert len(engine.executions(function="keyed-echo")) == 1
 
 
 def _watch(connection: Connection) -> None:

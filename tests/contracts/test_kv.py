@@ -57,7 +57,7 @@ async def platform(
     """One for all tests of a module, on each kind of database."""
     data_dir = tmp_path_factory.mktemp("kv") / "data"
     settings = Settings(data_dir=data_dir, warm_cells=2, **database_settings)
-    async with open_platform(settings, clock) as opened:
+    async with open_platform(settings, clock=clock) as opened:
         yield opened
 
 

@@ -51,15 +51,14 @@ async def test_a_burst_is_taken_as_one(ends: Ends) -> None:
 async def test_what_is_issued_while_one_is_taken_comes_again(ends: Ends) -> None:
     """Whoever takes may have looked into the table just before the row was there."""
     rest = [ONE]
-    ends.on_take = lambda _: rest and ends.loop.call_soon_threadsafe(
-        ends.tickets.issue, rest.pop()
-    )
+    ends.on_take = lambda _: rest and ends.loop.call_soon_threadsafe(ends.tickets.issue, rest.pop())
 
     ends.tickets.issue(ONE)
 
     assert [await ends.next(), await ends.next()] == [ONE, ONE]
 
 
+@pytest.mark.slow
 async def test_no_wake_up_is_lost(ends: Ends) -> None:
     """The last take begins after the last issue, whatever the order of things in between."""
     committed_count = 0

@@ -68,6 +68,12 @@ def unfinished(connection: sqlite3.Connection) -> list[tuple[str, int]]:
     return connection.execute(query).fetchall()
 
 
+def restarted(connection: sqlite3.Connection) -> int:
+    """Return how many ended runs have lost a cell on their way."""
+    query = """SELECT count(*) FROM executions WHERE report LIKE '%"restarts":%'"""
+    return int(connection.execute(query).fetchone()[0])
+
+
 def audit(engine: Engine, promises: Promises, slack: SlackStandIn) -> Counter[str]:
     """Assert that every promise was kept exactly once, and that nothing is there by half.
 

@@ -22,6 +22,7 @@ from tests.faults.cluster import HEADERS, Cluster
 REQUEST_S_MAX: Final = 4.0  # of a device's patience; a paused node answers nobody
 AGAIN_S: Final = (0.05, 0.4)  # before it is sent again
 GIVE_UP_S: Final = 120.0
+CONFLICT: Final = 409
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +122,10 @@ class Clients:
                 with self._lock:
                     self.answers.accepted.update(sending.items)
                 return True
-        elif status >= 500 or b"idempotency_busy" in body:
-            return False
-        elif b"idempotency_answer_lost" in body:  # it was done, and so it is known
+        elif status >= 500 or status == CONFLICT:
+            # The first of two may be at it still; or it was done, and what it was told is lost.
+            if b"answer was lost" not in body:
+                return False
             with self._lock:
                 self.answers.accepted.update(sending.items)
             return True

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ import psycopg
 
 from tests.standins.servers import Postgres, Redis
 
+ROOT: Final = Path(__file__).parents[2]
 ADMIN_KEY: Final = "cck_cluster-admin-key"
 HEADERS: Final = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
 LEASE_S: Final = 3
@@ -71,7 +72,7 @@ class Node:
         self.wanted = True
         self.starts_count += 1
         self._greeted = threading.Event()
-        environment = {"PATH": os.environ["PATH"]}
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         environment |= {f"CLOUDCODE_{name}": text for name, text in self._settings.items()}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -81,7 +82,6 @@ class Node:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
-                cwd=Path(__file__).parents[2],
             )  # fmt: skip
         listen = threading.Thread(
             target=self._listen, args=(self._process, self._greeted), daemon=True
@@ -114,13 +114,15 @@ class Node:
     def resume(self) -> None:
         self._send(signal.SIGCONT)
 
-    def stop(self) -> None:
-        """End it as an operator would."""
+    def terminate(self) -> None:
+        """Ask it to end, as an operator would; `wait_until_ended` sees that it does."""
         self.wanted = False
-        if self._process is None or not self.is_running:
+        self._send(signal.SIGTERM)
+
+    def wait_until_ended(self) -> None:
+        """Return at once unless it was asked to end."""
+        if self.wanted or self._process is None:
             return
-        self.resume()
-        self._process.terminate()
         try:
             self._process.wait(STOP_S_MAX)
         except subprocess.TimeoutExpired:
@@ -266,8 +268,3 @@ def _end(node: Node) -> None:
     node.wanted = False
     if node.is_running:
         node.kill()
-
-
-def tails(nodes: Sequence[Node], characters: int = 2_000) -> str:
-    """Return the ends of the nodes' logs, for the message of a failure."""
-    return "\n".join(f"--- {node.name}\n{node.log()[-characters:]}" for node in nodes)

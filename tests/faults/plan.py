@@ -49,6 +49,7 @@ LASTS_S: Final[Mapping[Fault, tuple[float, float]]] = {  # how long the target i
 PAUSE_LEASES: Final = (1.5, 2.5)
 OF_A_WORKER: Final = frozenset({Fault.WORKER_KILLED, Fault.WORKER_PAUSED, Fault.WORKER_STOPPED})
 OF_AN_API: Final = frozenset({Fault.API_KILLED, Fault.API_PAUSED})
+OF_REDIS: Final = frozenset({Fault.REDIS_FLUSHED, Fault.REDIS_RESTARTED})
 STARTS_S: Final = 3.0  # a process that starts anew is left alone for so long
 
 
@@ -82,7 +83,9 @@ def make_plan(
         lease_s: pauses are longer.
     """
     kinds = list(Fault)
-    kinds += rng.choices(kinds, weights=[WEIGHTS[kind] for kind in kinds], k=max(0, count - len(kinds)))
+    kinds += rng.choices(
+        kinds, weights=[WEIGHTS[kind] for kind in kinds], k=max(0, count - len(kinds))
+    )
     rng.shuffle(kinds)
     gap_s = seconds / len(kinds)
     free_s: Counter[str] = Counter()  # by target: busy until then
@@ -116,5 +119,5 @@ def _target(
     elif fault is Fault.CELL_KILLED:
         return "", at_s
     else:
-        target = "redis" if "edis" in fault or fault is Fault.REDIS_FLUSHED else "postgres"
+        target = "redis" if fault in OF_REDIS else "postgres"
     return target, max(at_s, free_s[target])

@@ -184,7 +184,7 @@ async def test_a_hanging_redis_holds_up_no_end(server: Redis) -> None:
         await ends.worker.stop()
         await ends.tickets.close()
 
-        assert ends.loop.time() - began_s < 15
+        assert ends.loop.time() - began_s < 8
         server.resume()
 
 
@@ -265,7 +265,7 @@ async def test_tickets_that_nobody_takes_do_not_pile_up(
                 await asyncio.sleep(0.02)
         await until(lambda: not tickets._waiting)
         await tickets.close()
-        endless = {key for key in client.keys() if client.ttl(key) == -1}
+        endless = {key for key in client.scan_iter() if client.ttl(key) == -1}
 
         assert endless == {b"rq:queues", b"rq:queue:cloudcode-default"}
         assert client.llen("rq:queue:cloudcode-default") <= 100
@@ -318,26 +318,27 @@ async def test_the_bus_notices_silence(server: Redis, monkeypatch: pytest.Monkey
         await here.close()
 
 
-async def test_the_bus_keeps_what_is_newest(
-    server: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_bus_keeps_what_is_newest(server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """While Redis is away the oldest messages go, by number and by size, and are counted."""
     monkeypatch.setattr(bus, "WAITING_MAX", 5)
     monkeypatch.setattr(bus, "WAITING_BYTES_MAX", 100)
-    server.stop()
-    here, there = RedisBus(server.url), RedisBus(server.url)
-    heard: list[bytes] = []
-    there.subscribe("any", heard.append)
-    await here.start()
-
+    here = RedisBus(server.url)
     here.publish("any", b"old" * 30)
     for number in range(10):
         here.publish("any", b"%d" % number)
-    server.start()
-    await there.start()
-    await until(lambda: heard)
+
+    with server.client() as client, client.pubsub() as listener:
+        listener.subscribe("cloudcode:bus:any")
+        assert listener.get_message(timeout=5)["type"] == "subscribe"
+        await here.start()
+        heard = [await until(lambda: listener.get_message(timeout=0)) for _ in range(5)]
+        await here.close()
 
     assert here.dropped_count == 6
-    assert heard[-1] == b"9"
-    await here.close()
-    await there.close()
+    assert [message["data"][bus.SENDER_BYTES :] for message in heard] == [
+        b"5",
+        b"6",
+        b"7",
+        b"8",
+        b"9",
+    ]

@@ -67,7 +67,7 @@ def test_hungry_runs_wait_for_each_other(own_engine: Callable[..., Engine]) -> N
     runs = [ended(engine, one) for one in queue(engine, "hungry", None, 8)]
 
     assert [run["status"] for run in runs] == ["succeeded"] * 8
-    assert max(run["attempt"] for run in runs) <= 2
+    assert max(run["restarts"] for run in runs) <= 1
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_slow_runs_do_not_cost_the_cell(own_engine: Callable[..., Engine]) -> No
 
     runs = [ended(engine, one) for one in queue(engine, "slow", None, 4)]
 
-    assert [(run["status"], run["attempt"]) for run in runs] == [("succeeded", 1)] * 4
+    assert [(run["status"], run["restarts"]) for run in runs] == [("succeeded", 0)] * 4
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_a_start_that_traps_sometimes_harms_nobody(own_engine: Callable[..., Eng
 
     runs = [ended(engine, one) for one in queue(engine, "moody", None, 30)]
 
-    assert {(run["status"], run["attempt"]) for run in runs} == {("failed", 1)}
+    assert {(run["status"], run["restarts"]) for run in runs} == {("failed", 0)}
     assert {run["error"]["message"] for run in runs} == {"unreachable"}
 
 

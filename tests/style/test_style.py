@@ -45,6 +45,7 @@ HOMES: Final[Mapping[str, tuple[str, ...]]] = {
     "cryptography": ("engine/vault.py",),
     "redis": ("jobs/",),
     "rq": ("jobs/",),
+    "croniter": ("jobs/",),
     "py_mini_racer": ("runtimes/javascript/", "sandbox/zygote_unsafe.py"),
     "wasmtime": ("runtimes/webassembly/",),
     "tree_sitter": ("runtimes/javascript/",),
@@ -75,9 +76,12 @@ MUTATORS: Final = frozenset(
 CATCH_ALLS: Final[Mapping[str, str]] = {
     "engine/api/edge.py": "the loop of requests of the control plane: answered 500 and logged",
     "engine/api/hot.py": "the loop of requests of the data plane: answered 500 and logged",
+    "engine/backlog.py": "the loop that looks for work: it must outlive whatever the store does",
+    "engine/changes.py": "the loop that follows the feed: likewise",
     "engine/cli/doctor.py": "whatever a database driver raises is the finding",
     "engine/hostcalls/broker.py": "the loop of host calls: a guest must not hang on our mistake",
     "engine/outbox.py": "the loop of sends: a bug in one connector stops no other",
+    "engine/scheduler.py": "the loop of due times: one bad turn must not stop all schedules",
     "engine/store/journal.py": "a change's own exception goes to its caller, alone",
     "engine/wiring.py": "whatever the database raises, the operator reads it in /readyz",
     "jobs/bus.py": "the loops of messages between nodes: they begin anew, and log it",
@@ -95,6 +99,7 @@ READS_ENVIRONMENT: Final[Mapping[str, str]] = {
 NAMES_ADAPTERS: Final[Mapping[str, str]] = {
     "engine/wiring.py": "its job",
     "engine/cli/doctor.py": "looks at the database while no engine runs",
+    "engine/cli/migrate.py": "changes its tables while no engine runs",
 }
 BARE_TIMEOUTS: Final[Mapping[str, str]] = {
     "engine/egress.py": "the signatures of httpcore's network backend",

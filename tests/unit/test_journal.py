@@ -14,6 +14,7 @@ from sqlalchemy import Connection, NullPool, Table, create_engine, insert, selec
 from engine.store import journal as journal_module
 from engine.store.database import Database
 from engine.store.journal import CHUNK_ROWS, Commit, Journal, Row, StoreFailed, _chunks
+from engine.store.run_queue import queue_row
 from engine.store.tables import events, kv, products, projects, run_queue
 
 WAIT_S = 10
@@ -70,7 +71,16 @@ def an_event(event_id: str) -> Row:
 
 
 def a_run(run_id: str) -> Row:
-    return (run_id, "prj", "fn", "write", "trigger", None, None, None, run_id, 0, 1)
+    return queue_row(
+        run_id=run_id,
+        project_id="prj",
+        function_id="fn",
+        cause="write",
+        handler="trigger",
+        root_id=run_id,
+        created_ms=1,
+        node_id="node",
+    )
 
 
 def adding(*rows: Row, table: Table = projects) -> Commit:
@@ -376,6 +386,7 @@ async def test_any_number_of_keys_is_put_and_removed(
 
 async def test_records_are_on_disk_after_a_drain(database: Database, journal: Journal) -> None:
     """With what they end: a run's queue row goes in the same transaction as its record comes."""
+    journal.node_id = "node"
     await journal.commit(adding(a_run("exe_1"), a_run("exe_2"), table=run_queue))
     groups = journal.commits_count
 

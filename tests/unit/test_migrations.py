@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, Table, create_engine, insert, inspect, select
 
-from engine.store.database import Database
+from engine.store.database import Database, UnknownRevision
 from engine.store.tables import (
     artifacts,
     deployments,
@@ -57,6 +57,10 @@ def database(request: pytest.FixtureRequest) -> Database:
 
 def upgrade(database: Database, revision: str) -> None:
     database._migrate(command.upgrade, revision)
+
+
+def downgrade(database: Database, revision: str) -> None:
+    database._migrate(command.downgrade, revision)
 
 
 def a_row(table: Table) -> dict[str, Any]:
@@ -223,7 +227,7 @@ def test_downgrading_removes_full_tables_in_an_order_that_foreign_keys_allow(
     database.migrate()
     fill(database)
 
-    database.downgrade("base")
+    downgrade(database, "base")
     after_downgrade = table_names(database)
     database.migrate()
 
@@ -295,6 +299,20 @@ def test_going_back_to_release_0_1_keeps_javascript(database: Database) -> None:
     for name in ("functions", "versions", "deployments"):
         assert [row["id"] for row in found[name]] == ["javascript"]
     assert "options" not in found["versions"][0]
+
+
+@pytest.mark.parametrize("asked", ["0004", "0005", "base", "-1", ""])
+def test_one_goes_back_to_a_revision_that_there_was(database: Database, asked: str) -> None:
+    """Not to this one, a later one, or none: that would be no database of ours any more."""
+    database.migrate()
+    fill(database)
+    before = stored(database)
+
+    with pytest.raises(UnknownRevision) as refused:
+        database.downgrade(asked)
+
+    assert list(refused.value.known) == ["0003", "0002", "0001"]
+    assert stored(database) == before
 
 
 def test_keys_are_in_the_order_of_their_bytes(database: Database) -> None:

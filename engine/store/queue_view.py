@@ -1,0 +1,143 @@
+"""Counts what waits: runs by project, queue, priority and state; jobs; schedules that are late.
+
+Path:   queue_gauges (every few seconds at most), api.admin -> here
+Never:  reads more than some ten thousand rows: a backlog of millions is "at least so many".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Text, case, func, literal, select, union_all
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from engine.store.tables import (
+    PARKED,
+    jobs,
+    nodes,
+    projects,
+    run_queue,
+    schedule_cursors,
+)
+
+ROWS_MAX: Final = 50_000  # of the queue that are looked at, the oldest
+JOBS_MAX: Final = 10_000  # that are counted of a project and status
+LATE_MS: Final = 1_000  # a schedule that is overdue by less is only waiting for its turn
+PRIORITIES: Final = ("high", "default", "low")
+STATES: Final = ("queued", "delayed", "parked", "held")
+JOB_STATUSES: Final = (
+    "queued", "succeeded", "failed", "dead_lettered", "cancelled", "skipped",
+)  # fmt: skip
+
+
+class _queue_of(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it stands for
+    """The queue that a row's policy names; null: none, it is in `default`."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(_queue_of)
+def _queue_of_json(element: _queue_of, compiler: Any, **options: Any) -> str:
+    return f"(CAST({compiler.process(element.clauses, **options)} AS json) ->> 'queue')"
+
+
+@compiles(_queue_of, "sqlite")
+def _queue_of_sqlite(element: _queue_of, compiler: Any, **options: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **options)}, '$.queue')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Rows of the queue that are alike."""
+
+    project_id: str
+    queue: str
+    priority: str
+    state: str  # queued: due and free; delayed; parked: its lane is full; held: a node has it
+    rows: int
+    oldest_due_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the gauges show."""
+
+    waiting: Sequence[Waiting]
+    nodes: dict[str, int]  # by kind
+    jobs: dict[str, int]  # by status
+    lag_ms: int  # of the schedule that is most overdue
+
+
+def view(connection: Connection, now_ms: int) -> View:
+    found = waiting(connection, now_ms)
+    kinds = connection.execute(select(nodes.c.kind, func.count()).group_by(nodes.c.kind))
+    lag_ms = now_ms - (connection.execute(select(func.min(schedule_cursors.c.next_ms))).scalar()
+                       or now_ms)  # fmt: skip
+    return View(
+        waiting=found,
+        nodes={kind: count for kind, count in kinds},
+        jobs=_jobs(connection),
+        lag_ms=lag_ms if lag_ms > LATE_MS else 0,
+    )
+
+
+def waiting(connection: Connection, now_ms: int, project_id: str | None = None) -> list[Waiting]:
+    """Return what waits, of one project or of all, alike rows together."""
+    oldest = select(
+        run_queue.c.project_id,
+        run_queue.c.priority,
+        run_queue.c.node_id,
+        run_queue.c.due_ms,
+        run_queue.c.policy,
+    )
+    if project_id is not None:
+        oldest = oldest.where(run_queue.c.project_id == project_id)
+    some = oldest.order_by(run_queue.c.id).limit(ROWS_MAX).subquery()
+    state = case(
+        (some.c.node_id == PARKED, "parked"),
+        (some.c.node_id.is_not(None), "held"),
+        (some.c.due_ms > now_ms, "delayed"),
+        else_="queued",
+    )
+    alike = select(
+        some.c.project_id,
+        func.coalesce(_queue_of(some.c.policy), "default").label("queue"),
+        some.c.priority,
+        state.label("state"),
+        some.c.due_ms,
+    ).subquery()
+    key = (alike.c.project_id, alike.c.queue, alike.c.priority, alike.c.state)
+    query = select(*key, func.count(), func.min(alike.c.due_ms)).group_by(*key).order_by(*key)
+    return [
+        Waiting(
+            project_id=of,
+            queue=queue,
+            priority=PRIORITIES[min(max(priority, 0), 2)],
+            state=word,
+            rows=rows,
+            oldest_due_ms=oldest_ms,
+        )
+        for of, queue, priority, word, rows, oldest_ms in connection.execute(query)
+    ]
+
+
+def _jobs(connection: Connection) -> dict[str, int]:
+    # From an index of project and status, and no further than the limit in each.
+    statuses = union_all(*(select(literal(word).label("status")) for word in JOB_STATUSES))
+    wanted = statuses.subquery()
+    some = (
+        select(literal(1).label("one"))
+        .where(jobs.c.project_id == projects.c.id, jobs.c.status == wanted.c.status)
+        .correlate(projects, wanted)
+        .limit(JOBS_MAX)
+        .subquery()
+    )
+    count = select(func.count()).select_from(some).correlate(projects, wanted).scalar_subquery()
+    each = select(wanted.c.status, count.label("rows")).select_from(projects).join(
+        wanted, literal(value=True)
+    ).subquery()  # fmt: skip
+    query = select(each.c.status, func.sum(each.c.rows)).group_by(each.c.status)
+    found = {status: int(rows) for status, rows in connection.execute(query)}
+    return {word: found.get(word, 0) for word in JOB_STATUSES}
