@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Timed(Scheduler):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self.lags: list[tuple[float, int]] = []
+        self.lags: list[tuple[int, int]] = []
 
     async def fire_due(self) -> Pass:
         done = await super().fire_due()
@@ -133,10 +134,21 @@ def fill(database: Database, count: int, now_ms: int) -> int:
     return due_ms
 
 
-async def fire(url: str, schedulers_count: int, ahead_ms: int, due_ms: int) -> list[Any]:
-    """Run schedulers of one process until nothing of this minute is left; return their lags."""
+def ready(due_ms: int) -> int:
+    """Return how far the schedulers' clock is ahead, so that the minute is full soon."""
+    return due_ms - wall_clock() - int(LEAD_S * 1000)
+
+
+async def fire(
+    url: str, schedulers_count: int, due_ms: int, start: Callable[[], int]
+) -> list[tuple[int, int]]:
+    """Run schedulers of one process until nothing of this minute is left; return their lags.
+
+    `start` returns how far their clock is ahead, once everybody is ready.
+    """
     database = Database(url)
-    made = []
+    made: list[tuple[Timed, Journal]] = []
+    ahead_ms = start()
     for _ in range(schedulers_count):
         journal = Journal(database)
         journal.gather(LANES, unpark, lambda _freed: None)
@@ -165,33 +177,49 @@ async def fire(url: str, schedulers_count: int, ahead_ms: int, due_ms: int) -> l
     return lags
 
 
+def child(url: str, due_ms: int) -> None:
+    """Be one of the schedulers' processes: says that it is ready, is told the clock."""
+
+    def start() -> int:
+        print("ready", flush=True)
+        return int(sys.stdin.readline())
+
+    print(json.dumps(asyncio.run(fire(url, 1, due_ms, start))))
+
+
+def children(url: str, due_ms: int, count: int) -> list[tuple[int, int]]:
+    arguments = [sys.executable, __file__, "--node", url, str(due_ms)]
+    made = [
+        subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    for one in made:
+        assert one.stdout.readline() == "ready\n"
+    ahead_ms = ready(due_ms)
+    for one in made:
+        one.stdin.write(f"{ahead_ms}\n")
+        one.stdin.flush()
+    answers = [one.communicate(timeout=GIVE_UP_S * 2)[0] for one in made]
+    assert all(one.returncode == 0 for one in made), answers
+    return [lag for answer in answers for lag in json.loads(answer)]
+
+
 def measure(url: str, count: int, nodes: int) -> dict[str, Any]:
     database = Database(url)
     database.migrate()
-    begin_ms = wall_clock()
-    due_ms = fill(database, count, begin_ms)
-    # The schedulers' clock is ahead, so that the minute is full soon.
-    ahead_ms = due_ms - wall_clock() - int(LEAD_S * 1000)
+    due_ms = fill(database, count, wall_clock())
     if database.is_sqlite:
-        lags = asyncio.run(fire(url, nodes, ahead_ms, due_ms))
+        lags = asyncio.run(fire(url, nodes, due_ms, lambda: ready(due_ms)))
     else:
-        arguments = [sys.executable, __file__, "--node", url, str(ahead_ms), str(due_ms)]
-        children = [
-            subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(nodes)
-        ]
-        answers = [child.communicate(timeout=GIVE_UP_S * 2)[0] for child in children]
-        assert all(child.returncode == 0 for child in children), answers
-        lags = [lag for answer in answers for lag in json.loads(answer)]
+        lags = children(url, due_ms, nodes)
+    at = schedule_fires.c.due_ms == due_ms
+    counts = (
+        select(func.count()).select_from(schedule_fires).where(at),
+        select(func.count()).select_from(run_queue),
+        select(func.count(func.distinct(run_queue.c.schedule_id))),
+    )
     with database.engine.connect() as connection:
-        fires = connection.execute(
-            select(func.count())
-            .select_from(schedule_fires)
-            .where(schedule_fires.c.due_ms == due_ms)
-        ).scalar_one()
-        fired = connection.execute(
-            select(func.count(func.distinct(run_queue.c.schedule_id)))
-        ).scalar_one()
-        runs = connection.execute(select(func.count()).select_from(run_queue)).scalar_one()
+        fires, runs, fired = (connection.execute(query).scalar_one() for query in counts)
     database.close()
     each = sorted(lag for lag, times in lags for _ in range(times))
     return {
@@ -210,11 +238,10 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--only", default="sqlite,postgresql")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--node", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--node", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.node:
-        url, ahead_ms, due_ms = asked.node
-        print(json.dumps(asyncio.run(fire(url, 1, int(ahead_ms), int(due_ms)))))
+        child(asked.node[0], int(asked.node[1]))
         return
     found = {}
     if "sqlite" in asked.only:

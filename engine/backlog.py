@@ -23,6 +23,7 @@ from engine.changes import Changes
 from engine.clock import Clock
 from engine.errors import EngineError, NotFound
 from engine.events import joined_values, write_input
+from engine.flow import OrderKey, order_key
 from engine.policies import read_queued
 from engine.run import Run
 from engine.store import nodes as store_nodes
@@ -175,11 +176,7 @@ class Backlog:
     def ended(self, run: Run) -> None:
         """The run has its record, or somebody else has the run."""
         project_id = run.project_id
-        if self._held.pop(run.execution_id, None) is not None:
-            self._shares[project_id] -= 1
-            self._held_bytes -= len(run.input)
-            if not self._shares[project_id]:
-                del self._shares[project_id]
+        self._forget(run)
         if run.policy.order and run.lane is not None:
             self._next_of(run.lane, run)
         if project_id in self._wanted and self._shares[project_id] < self._window // 2:
@@ -222,6 +219,14 @@ class Backlog:
         else:
             self._desk.submit(run)
 
+    def _forget(self, run: Run) -> None:
+        if self._held.pop(run.execution_id, None) is None:
+            return
+        self._held_bytes -= len(run.input)
+        self._shares[run.project_id] -= 1
+        if not self._shares[run.project_id]:
+            del self._shares[run.project_id]
+
     def _line_up(self, lane: str, run: Run) -> None:
         waiting = self._chains.get(lane)
         if waiting is None:
@@ -238,13 +243,10 @@ class Backlog:
             waiting.remove(run)
         elif not waiting:
             del self._chains[lane]
-        elif run.retried:  # it keeps its place: the others wait in the store until it has ended
+        elif run.retried:  # it keeps its place: the others are parked in the store until it ends
             del self._chains[lane]
             for later in waiting:
-                self._held.pop(later.execution_id, None)
-                self._shares[later.project_id] -= 1
-                self._held_bytes -= len(later.input)
-            self._spawn(self._give_back([later.execution_id for later in waiting]))
+                self._forget(later)
         else:
             self._desk.submit(waiting.pop(0))
 
@@ -283,7 +285,7 @@ class Backlog:
         room = self._window - self._shares[project_id]
         node_id = self._journal.node_id
         assert node_id is not None
-        claim = await self._journal.run(
+        claim = await self._journal.run_alone(
             store.claim, project_id, node_id, self._clock(), min(room, CLAIM_ROWS)
         )
         if claim.cancelled:
@@ -417,8 +419,8 @@ def _age_ns(row: store.Queued, now_ms: int) -> int:
     return max(0, now_ms - max(row.due_ms, row.created_ms)) * 1_000_000
 
 
-def _place(run: Run) -> tuple[int, str]:
-    return (run.position_ms or 0, run.execution_id)
+def _place(run: Run) -> OrderKey:
+    return order_key(run.position_ms, run.event_id, run.execution_id)
 
 
 def _given(row: store.Queued, device: Device | None) -> bytes:

@@ -69,6 +69,9 @@ class Batches:
 
     def add(self, message: Run) -> None:
         """Take a message; it goes with the next batch of its version and queue."""
+        if message.cause == "replay":  # of a whole batch, or of one that was asked for by itself
+            self._dispatch(message)
+            return
         key = (message.version, message.policy.queue)
         settings, gathering = _settings(key), self._gathering.setdefault(key, _Gathering())
         gathering.messages.append(message)
@@ -148,6 +151,22 @@ def verdicts(run: Run) -> dict[str, RetryAsked | None]:
     return {message.execution_id: asked.get(message_id(message)) for message in run.messages}
 
 
+def as_batch(run: Run) -> bytes:
+    """Return the input of a run of the `queue` handler that is no message: a call, or a replay.
+
+    What it was called with is the body of its one message; a replayed batch has its form already.
+    """
+    try:
+        given = msgspec.json.decode(run.input)
+    except (msgspec.MsgspecError, RecursionError):
+        given = None
+    if isinstance(given, dict) and {"queue", "messages"} == given.keys():
+        messages = given["messages"]
+        if isinstance(messages, list) and all(isinstance(one, dict) for one in messages):
+            return run.input
+    return _input_of([run])
+
+
 def message_id(message: Run) -> str:
     """Return what the handler knows a message by: the same at each attempt, if it is a job's."""
     return message.job_id or message.execution_id
@@ -188,14 +207,13 @@ def _batch_of(messages: list[Run], now_ms: int) -> Run:
     """Return the run that has these messages as its input."""
     first, execution_id = messages[0], new_id("exe")
     roots = {message.root_id for message in messages}
-    parts = b",".join(map(_part, messages))
     return Run(
         execution_id=execution_id,
         version=first.version,
         handler="queue",
         cause=first.cause,
         limits=first.version.limits("queue"),
-        input=b'{"queue":%b,"messages":[%b]}' % (_encode(first.policy.queue), parts),
+        input=_input_of(messages),
         created_ms=now_ms,
         created_ns=min(message.created_ns for message in messages),
         root_id=roots.pop() if len(roots) == 1 else execution_id,
@@ -203,6 +221,11 @@ def _batch_of(messages: list[Run], now_ms: int) -> Run:
         attempt=max(message.attempt for message in messages),
         messages=tuple(messages),
     )
+
+
+def _input_of(messages: list[Run]) -> bytes:
+    parts = b",".join(map(_part, messages))
+    return b'{"queue":%b,"messages":[%b]}' % (_encode(messages[0].policy.queue), parts)
 
 
 def _part(message: Run) -> bytes:

@@ -16,6 +16,7 @@ from engine.quotas import limits_for
 from engine.store import live
 from engine.store.database import Database
 from engine.store.live import StoredDevice as Device
+from engine.store.live import StoredTrigger as Trigger
 from engine.vault import Vault, secret_context
 from runtimes.contract import Limits, Runtime
 
@@ -79,13 +80,6 @@ class Function:
         return self.shares[-1][1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trigger:
-    id: str
-    function_id: str
-    keys: frozenset[str]  # empty: every key
-
-
 class Catalogue:
     """In-memory view of one database."""
 
@@ -111,8 +105,8 @@ class Catalogue:
         await self.keys_changed()
         await self._load_functions(None)
         rows = await self._database.read(live.all_triggers)
-        for product_id in {row[1] for row in rows}:
-            self._triggers[product_id] = _triggers(rows, product_id)
+        for product_id in {trigger.product_id for trigger in rows}:
+            self._triggers[product_id] = _of_product(rows, product_id)
 
     def project(self, name_or_id: str) -> str | None:
         """Return the project's id."""
@@ -182,7 +176,7 @@ class Catalogue:
     async def triggers_changed(self, product_id: str) -> None:
         async with self._reading:
             rows = await self._database.read(live.all_triggers, product_id)
-            self._triggers[product_id] = _triggers(rows, product_id)
+            self._triggers[product_id] = tuple(rows)
 
     async def device_changed(self, device_id: str) -> None:
         async with self._reading:
@@ -272,11 +266,5 @@ async def _nothing_new() -> bool:
     return False
 
 
-def _triggers(
-    rows: list[tuple[str, str, str, tuple[str, ...]]], product_id: str
-) -> tuple[Trigger, ...]:
-    return tuple(
-        Trigger(id=trigger_id, function_id=function_id, keys=frozenset(keys))
-        for trigger_id, of_product, function_id, keys in rows
-        if of_product == product_id
-    )
+def _of_product(triggers: list[Trigger], product_id: str) -> tuple[Trigger, ...]:
+    return tuple(trigger for trigger in triggers if trigger.product_id == product_id)

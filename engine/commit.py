@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from engine.batches import verdicts
 from engine.catalogue import Catalogue
 from engine.clock import Clock
-from engine.enqueue import Owner, enqueue, row_of
+from engine.enqueue import Owner, as_declared, enqueue, row_of
 from engine.events import Events
 from engine.ids import new_id
 from engine.jobs import Status
@@ -31,7 +31,7 @@ from engine.run import CallEffect, KeyValueEffect, Run, WriteEffect
 from engine.stacks import authors_stack
 from engine.store import schedules
 from engine.store.deliveries import delivery_row
-from engine.store.flow import unpark
+from engine.store.flow import hold_back, unpark
 from engine.store.journal import Commit, Journal, LeaseLost
 from engine.store.kv import put_row
 from engine.store.nodes import free_runs
@@ -85,7 +85,7 @@ class Settler:
         (project, priority, due) of free rows; `outbox_of` says whose outbox has the deliveries of
         this node's runs; `rng` spreads retries.
         """
-        journal.gather(LANES, unpark, self._unparked)
+        journal.gather(LANES, self._unpark, self._unparked)
         self._wake = wake
         self._owner = owner
         self._clock = clock
@@ -138,6 +138,8 @@ class Settler:
         self._follow(run, follows, commit, happened)
         if run.lane is not None:
             commit.gather(LANES, run.lane)
+            if run.policy.order and isinstance(follows, Again):
+                commit.change = partial(hold_back, lane=run.lane, node_id=run.owner)
         if run.policy.watched and not isinstance(follows, Again):
             self._tell_schedule(run, commit)
         self._submit(run, commit, happened)
@@ -234,7 +236,7 @@ class Settler:
             else:
                 self._metrics.counts["retries"] += happened.retries
                 self._metrics.counts["dead_letters"] += happened.dead
-                happened.woken += result or ()
+                happened.woken += result if run.policy.watched and result else ()
                 self._ended(run, happened.caused, happened.deliveries, happened.woken)
 
         commit.done = done
@@ -260,6 +262,7 @@ class Settler:
                 )
             elif isinstance(effect, CallEffect):
                 called_run = _called(run, effect, now_ms)
+                as_declared(called_run)
                 enqueue(commit, called_run, self._owner)
                 caused.append(called_run)
                 called = {"function": effect.version.function, "execution_id": effect.execution_id}
@@ -298,6 +301,9 @@ class Settler:
         for project_id, priority, due_ms in woken:
             self._wake(project_id, priority, due_ms)
         _over(run)
+
+    def _unpark(self, connection: Connection, lanes: list[str]) -> list[tuple[str, int]]:
+        return unpark(connection, sorted(set(lanes)), self._clock())
 
     def _unparked(self, freed: Iterable[tuple[str, int]]) -> None:
         for project_id, priority in freed:

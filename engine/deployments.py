@@ -4,13 +4,14 @@ Path:   api.deployments, functions -> here -> store.deployments; the catalogue r
 Never:  makes a version live that lacks a secret, or the handler that a trigger needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from sqlalchemy import Connection
 
 from engine.control import Control
 from engine.errors import Conflict, Invalid, NotFound
+from engine.fires import HANDLERS as BY_THE_CLOCK
 from engine.ids import new_id
 from engine.names import check_message
 from engine.store.deployments import (
@@ -21,9 +22,10 @@ from engine.store.deployments import (
     live_deployment,
 )
 from engine.store.functions import Function, VersionSummary, find_function, find_summaries
+from engine.store.schedules import schedules_of_function
 from engine.store.triggers import triggers_of_function
 from engine.store.vaulted import get_secrets
-from engine.triggers import HANDLERS, without_handler
+from engine.triggers import HANDLERS, limiting, why_not_in_order, without_handler
 
 SHARES_MAX: Final = 2
 WHOLE: Final = 100
@@ -98,6 +100,8 @@ def put_live(connection: Connection, function: Function, deployment: Deployment)
             f"{', '.join(lacking.handlers)}",
             "/versions",
         )
+    _check_order(connection, function, found.values())
+    _check_schedules(connection, function, found.values())
     insert_deployment(connection, deployment)
 
 
@@ -109,6 +113,34 @@ def check_secrets(connection: Connection, project_id: str, version: VersionSumma
             raise Invalid(
                 f"there is no secret {name}; PUT /v1/secrets/{name} first", f"/secrets/{position}"
             )
+
+
+def _check_order(
+    connection: Connection, function: Function, versions: Iterable[VersionSummary]
+) -> None:
+    """Refuse a version with a limit that a trigger in order could not keep."""
+    crowded = limiting(versions)
+    if crowded is None:
+        return
+    ordered = [one.id for one in triggers_of_function(connection, function.id) if one.order]
+    if ordered:
+        raise Invalid(
+            f"{why_not_in_order(crowded)}, and {', '.join(ordered[:3])} asks for that order",
+            "/versions",
+        )
+
+
+def _check_schedules(
+    connection: Connection, function: Function, versions: Iterable[VersionSummary]
+) -> None:
+    """Refuse a version that a schedule of the function could not run."""
+    lacking = next((one for one in versions if not set(BY_THE_CLOCK) & set(one.handlers)), None)
+    if lacking is not None and (bound := schedules_of_function(connection, function.id, limit=3)):
+        raise Invalid(
+            f"version {lacking.number} has no {' or '.join(BY_THE_CLOCK)}, which the schedule "
+            f"{', '.join(bound)} needs; its handlers: {', '.join(lacking.handlers)}",
+            "/versions",
+        )
 
 
 def _check_shares(shares: Sequence[Share]) -> None:

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from engine.batches import as_batch
 from engine.catalogue import Version
 from engine.clock import Clock
 from engine.errors import EngineError
@@ -95,6 +96,8 @@ class Dispatcher:
 
     def submit(self, run: Run) -> None:
         """Take a run; `finish(run)` is called once it has ended, whatever happens."""
+        if run.handler == "queue" and not run.messages:
+            run.input = as_batch(run)
         self.inflight += 1
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep)

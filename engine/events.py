@@ -15,7 +15,7 @@ import msgspec
 
 from engine.catalogue import Catalogue, Device
 from engine.clock import Clock, iso
-from engine.enqueue import Owner, enqueue
+from engine.enqueue import Owner, as_declared, enqueue, in_turn
 from engine.errors import Invalid, PayloadTooLarge
 from engine.ids import new_id
 from engine.quotas import (
@@ -292,6 +292,9 @@ class Events:
                 event_id=event_id,
                 device=device,
             )
+            as_declared(run)
+            if trigger.in_order:
+                in_turn(run, trigger, max(value.at_ms for value in checked))
             enqueue(commit, run, self._owner)
             runs.append(run)
         return runs

@@ -16,12 +16,12 @@ from engine.catalogue import Function, Version
 from engine.clock import iso
 from engine.flow import due_at, queued_for
 from engine.policies import Backoff, Concurrency, Flow, Queued, write_queued
+from engine.quotas import SCHEDULE_BUFFERED_MAX
 from engine.store.run_queue import queue_row
 from engine.store.schedules import CAUSE, NEVER_MS, Options
 from jobs.schedule import Spec, next_after
 
 HANDLERS: Final = ("scheduled", "job", "main", "default")  # in the order in which they are taken
-BUFFERED_MAX: Final = 1_000  # runs of one schedule that wait for each other
 TIMES_MAX: Final = 100  # due times of one schedule that one transaction deals with
 LATE_MS: Final = 10_000  # from here on a run is told that it is catching up
 _encode: Final = msgspec.json.encode
@@ -73,7 +73,7 @@ def decide(overlap: Overlap, running: int, buffered: int = 0) -> Outcome:
         return Outcome.OVERLAPPED
     if overlap is Overlap.CANCEL_OTHER:
         return Outcome.REPLACED
-    waiting_max = 1 if overlap is Overlap.BUFFER_ONE else BUFFERED_MAX
+    waiting_max = 1 if overlap is Overlap.BUFFER_ONE else SCHEDULE_BUFFERED_MAX
     return Outcome.BUFFERED if alive <= waiting_max else Outcome.OVERLAPPED
 
 

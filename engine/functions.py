@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection
 
@@ -22,11 +22,13 @@ from engine.bundles import (
     check_options,
 )
 from engine.control import Control
+from engine.declarations import declared, for_handlers
 from engine.deployments import NewId, check_secrets, put_live, whole
 from engine.errors import CompileFailed, Conflict, Invalid, NotFound
 from engine.grants import check_secret_names, check_variables
 from engine.ids import new_id
 from engine.names import check_function_name, check_message
+from engine.policies import NONE
 from engine.programs import Builder, Built, Programs, Recipe
 from engine.quotas import HANDLER_LIMITS, check_limits, least_memory_mb
 from engine.store.artifacts import find_wasm, insert_module
@@ -82,6 +84,9 @@ class Upload:
     allowed_hosts: Sequence[str] | None = None
     variables: Mapping[str, str] | None = None
     secrets: Sequence[str] | None = None
+    retries: Mapping[str, Any] | None = None  # these three: see engine.declarations
+    flow: Mapping[str, Any] | None = None
+    queue: Mapping[str, Any] | None = None
     message: str = ""
 
 
@@ -196,10 +201,11 @@ async def _build(
         package: Bundle | Module = check_module(upload.wasm, options)
     else:
         package = check_bundle(upload.source, upload.files, upload.main)
-    version = _checked(workshop, function, upload, package)
+    policy = declared(upload.retries, upload.flow, upload.queue, latest.policy if latest else NONE)
+    version = replace(_checked(workshop, function, upload, package), policy=policy)
     if isinstance(package, Module):
         return await _build_module(workshop, function, version, package, given)
-    return await _build_bundle(workshop, function, version, package)
+    return await _build_bundle(workshop, function, version, package, given)
 
 
 def _checked(
@@ -233,7 +239,7 @@ def _checked(
 
 
 async def _build_bundle(
-    workshop: Workshop, function: Function, version: Version, bundle: Bundle
+    workshop: Workshop, function: Function, version: Version, bundle: Bundle, given: Upload
 ) -> _Draft:
     recipe = Recipe(
         runtime=Runtime.JAVASCRIPT,
@@ -257,6 +263,7 @@ async def _build_bundle(
     version = replace(
         version,
         handlers=handlers,
+        policy=for_handlers(version.policy, handlers, said=given.queue is not None),
         created_ms=workshop.clock(),
         files=bundle.files,
         main=bundle.main,
@@ -268,6 +275,8 @@ async def _build_bundle(
 async def _build_module(
     workshop: Workshop, function: Function, version: Version, module: Module, given: Upload
 ) -> _Draft:
+    policy = for_handlers(version.policy, version.handlers, said=given.queue is not None)
+    version = replace(version, policy=policy)
     recipe = Recipe(
         runtime=Runtime.WASM,
         project_id=function.project_id,

@@ -271,7 +271,7 @@ class Claim:
         commit.stored.append(stored)
 
 
-_NOT_ROWS: Final = frozenset({"change", "stored", "done"})
+_NOT_ROWS: Final = frozenset({"alone", "change", "stored", "done"})
 
 
 def check_key(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from engine.allowed_hosts import ENTRIES_MAX as ALLOWED_HOSTS_MAX
 from engine.errors import Invalid
-from engine.policies import ATTEMPTS_MAX, JOB_ATTEMPTS
+from engine.policies import ATTEMPTS_MAX, JOB_ATTEMPTS, Batch
 from runtimes.contract import Limits, Runtime
 
 KIB: Final = 1024
@@ -30,6 +30,22 @@ JOB_AHEAD_S_MAX: Final = 365 * 24 * 3600  # how far away its time may be, or the
 JOB_KEY_CHARS_MAX: Final = 255
 JOB_WAIT_S_MAX: Final = 30  # of whoever asks for a job and waits for its end
 BACKOFF_S_MAX: Final = 24 * 3600  # between two attempts
+CONCURRENCY_MAX: Final = 1_000  # runs beside each other that a version may declare
+FLOW_KEY_CHARS_MAX: Final = 200
+FLOW_PERIOD_S_MAX: Final = 7 * 24 * 3600  # of a throttle, a rate limit, a debounce
+QUEUE_BATCH_MAX: Final = 100  # messages that the `queue` handler gets at once
+QUEUE_TIMEOUT_S_MAX: Final = 60  # that the first of them waits for others
+LATENESS_S_MAX: Final = 3600  # that an ordered trigger waits for earlier values
+SCHEDULE_PAYLOAD_BYTES_MAX: Final = 64 * KIB  # of each run there is a copy
+SCHEDULE_EVERY_S_MIN: Final = 1
+SCHEDULE_CATCHUP_S_MIN: Final = 10  # less would be missed by a node that has much to do
+SCHEDULE_CATCHUP_S: Final = 3600
+SCHEDULE_CATCHUP_S_MAX: Final = 365 * 24 * 3600
+SCHEDULE_JITTER_S_MAX: Final = 24 * 3600
+SCHEDULE_FAILURES_MAX: Final = 1_000  # in a row, before something follows from them
+SCHEDULE_BUFFERED_MAX: Final = 1_000  # runs of one schedule that wait for each other
+SCHEDULE_BACKFILL_MAX: Final = 1_000  # runs of one request
+SCHEDULE_PREVIEW_MAX: Final = 1_000  # due times of one request
 WRITE_VALUES_MAX: Final = 1_000
 VARIABLE_BYTES_MAX: Final = 5 * KIB
 SECRET_BYTES_MAX: Final = 5 * KIB
@@ -180,6 +196,20 @@ def published() -> dict[str, Any]:
             "device_tags": DEVICE_TAGS_MAX,
             "bulk_runs": BULK_RUNS_MAX,
         },
+        "schedules": {
+            "payload_bytes": SCHEDULE_PAYLOAD_BYTES_MAX,
+            "every_seconds": {"min": SCHEDULE_EVERY_S_MIN},
+            "catchup_window_seconds": {
+                "min": SCHEDULE_CATCHUP_S_MIN,
+                "default": SCHEDULE_CATCHUP_S,
+                "max": SCHEDULE_CATCHUP_S_MAX,
+            },
+            "jitter_seconds": SCHEDULE_JITTER_S_MAX,
+            "failures": SCHEDULE_FAILURES_MAX,
+            "buffered": SCHEDULE_BUFFERED_MAX,
+            "backfill": SCHEDULE_BACKFILL_MAX,
+            "preview": SCHEDULE_PREVIEW_MAX,
+        },
         "run": {
             "log_lines": run.log_lines,
             "log_bytes": run.log_bytes,
@@ -199,6 +229,19 @@ def published() -> dict[str, Any]:
             "backoff_seconds": BACKOFF_S_MAX,
             "key_chars": JOB_KEY_CHARS_MAX,
             "wait_seconds": JOB_WAIT_S_MAX,
+        },
+        "flow": {
+            "concurrency": CONCURRENCY_MAX,
+            "key_chars": FLOW_KEY_CHARS_MAX,
+            "period_seconds": FLOW_PERIOD_S_MAX,
+            "lateness_seconds": LATENESS_S_MAX,
+        },
+        "queue": {
+            "max_batch_size": {"default": Batch().max_batch_size, "max": QUEUE_BATCH_MAX},
+            "max_batch_timeout_seconds": {
+                "default": Batch().max_batch_timeout_ms / 1000,
+                "max": QUEUE_TIMEOUT_S_MAX,
+            },
         },
         "kv": {
             "key_bytes": KV_KEY_BYTES_MAX,

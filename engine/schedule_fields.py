@@ -20,19 +20,21 @@ from engine.events import check_text
 from engine.fires import OVERLAP_NAMES
 from engine.intake import QUEUE_NAME
 from engine.policies import ATTEMPTS_MAX
+from engine.quotas import (
+    SCHEDULE_CATCHUP_S_MAX,
+    SCHEDULE_CATCHUP_S_MIN,
+    SCHEDULE_EVERY_S_MIN,
+    SCHEDULE_FAILURES_MAX,
+    SCHEDULE_JITTER_S_MAX,
+    SCHEDULE_PAYLOAD_BYTES_MAX,
+)
 from engine.store.deployments import live_deployment
 from engine.store.functions import Function, find_function, find_summaries
 from engine.store.run_queue import PRIORITIES
 from engine.store.schedules import FOLLOWER_HANDLERS, Follower, Options
 from jobs.cron import BadSchedule
-from jobs.schedule import FIRST, RUN_AFTER, UTC_ZONE, Spec, checked
+from jobs.schedule import EVERY_MS_MAX, FIRST, RUN_AFTER, UTC_ZONE, Spec, checked
 
-DAY_MS: Final = 86_400_000
-PAYLOAD_BYTES_MAX: Final = 64 * 1024  # of each run there is a copy
-CATCHUP_MS_MIN: Final = 10_000  # less would be missed by a node that has much to do
-CATCHUP_MS_MAX: Final = 365 * DAY_MS
-JITTER_MS_MAX: Final = DAY_MS
-FAILURES_MAX: Final = 1_000
 CLASSIC: Final = ("hourly", "daily", "weekly", "monthly")  # words that `every` takes
 _TIMING: Final = ("cron", "every", "at")
 _WORD: Final = re.compile(r"@?([a-z]+)")
@@ -85,7 +87,8 @@ def _every(value: float | str | None) -> dict[str, Any]:
     if isinstance(value, str) and (word := _WORD.fullmatch(value)) and word[1] in CLASSIC:
         return {"cron": f"@{word[1]}"}
     try:
-        return {"every_ms": duration_ms(value, "/every", least_ms=1_000, most_ms=366 * DAY_MS)}
+        least_ms, most_ms = SCHEDULE_EVERY_S_MIN * 1000, EVERY_MS_MAX
+        return {"every_ms": duration_ms(value, "/every", least_ms=least_ms, most_ms=most_ms)}
     except Invalid as error:
         raise Invalid(f"{error}, or hourly, daily, weekly, monthly", "/every") from error
 
@@ -108,6 +111,15 @@ def _queue(value: str) -> str:
     return value
 
 
+def _catchup(value: float | str) -> int:
+    least_ms, most_ms = SCHEDULE_CATCHUP_S_MIN * 1000, SCHEDULE_CATCHUP_S_MAX * 1000
+    return duration_ms(value, "/catchup_window", least_ms=least_ms, most_ms=most_ms)
+
+
+def _jitter(value: float | str) -> int:
+    return duration_ms(value, "/jitter", most_ms=SCHEDULE_JITTER_S_MAX * 1000)
+
+
 def _count(value: int, pointer: str, most: int) -> int:
     if not 1 <= value <= most:
         raise Invalid(f"must be 1 to {most}, not {value}", pointer)
@@ -116,20 +128,15 @@ def _count(value: int, pointer: str, most: int) -> int:
 
 _READERS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "overlap": ("overlap", _overlap),
-    "catchup_window": (
-        "catchup_ms",
-        partial(
-            duration_ms, pointer="/catchup_window", least_ms=CATCHUP_MS_MIN, most_ms=CATCHUP_MS_MAX
-        ),
-    ),
-    "jitter": ("jitter_ms", partial(duration_ms, pointer="/jitter", most_ms=JITTER_MS_MAX)),
+    "catchup_window": ("catchup_ms", _catchup),
+    "jitter": ("jitter_ms", _jitter),
     "priority": ("priority", _priority),
     "queue": ("queue", _queue),
     "max_attempts": (
         "max_attempts", partial(_count, pointer="/max_attempts", most=ATTEMPTS_MAX)
     ),
     "pause_on_failure": (
-        "pause_on_failure", partial(_count, pointer="/pause_on_failure", most=FAILURES_MAX)
+        "pause_on_failure", partial(_count, pointer="/pause_on_failure", most=SCHEDULE_FAILURES_MAX)
     ),
 }  # fmt: skip
 
@@ -153,7 +160,7 @@ def _follower(
 ) -> Follower:
     name = asked["function"]
     function = function_of(connection, project_id, name, f"{pointer}/function", FOLLOWER_HANDLERS)
-    times = _count(asked.get("times") or 1, f"{pointer}/times", FAILURES_MAX)
+    times = _count(asked.get("times") or 1, f"{pointer}/times", SCHEDULE_FAILURES_MAX)
     return Follower(function_id=function.id, function=function.name, times=times)
 
 
@@ -181,8 +188,10 @@ def payload_of(given: Given, known: str) -> str:
     if "payload" not in given:
         return known
     text: bytes = given["payload"] or b"null"
-    if len(text) > PAYLOAD_BYTES_MAX:
-        raise PayloadTooLarge("the payload", "schedule_payload_bytes", PAYLOAD_BYTES_MAX, len(text))
+    if len(text) > SCHEDULE_PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(
+            "the payload", "schedule_payload_bytes", SCHEDULE_PAYLOAD_BYTES_MAX, len(text)
+        )
     check_text(text, "/payload")
     return text.decode()
 

@@ -26,6 +26,7 @@ from engine.fires import (
 )
 from engine.ids import new_id
 from engine.policies import LANES
+from engine.quotas import SCHEDULE_BACKFILL_MAX
 from engine.reruns import Workbench
 from engine.schedules import held, zones_here
 from engine.store import fires as store
@@ -37,7 +38,6 @@ from engine.store.run_queue import insert_rows
 from engine.store.schedules import Schedule
 from jobs.schedule import Instant, explain, instants
 
-BACKFILL_MAX: Final = 1_000  # runs of one request
 ALREADY_FIRED: Final = "already_fired"
 REPLACED: Final = "the schedule was triggered by hand, and that run takes its place"
 
@@ -249,15 +249,15 @@ def _passed(
     """Return (due time, time zone, device) of what a range asks for, in order."""
     found: list[tuple[int, str, str | None]] = []
     for zone in zones_here(connection, schedule):
-        times = list(islice(instants(schedule.spec.in_zone(zone), *between), BACKFILL_MAX + 1))
+        most = SCHEDULE_BACKFILL_MAX + 1
+        times = list(islice(instants(schedule.spec.in_zone(zone), *between), most))
         devices: list[str | None] = [None]
         if schedule.product_id is not None:
-            devices = list(
-                store.devices_in(connection, schedule.product_id, zone, BACKFILL_MAX + 1)
-            )
-        if len(found) + len(times) * len(devices) > BACKFILL_MAX:
+            devices = list(store.devices_in(connection, schedule.product_id, zone, most))
+        if len(found) + len(times) * len(devices) > SCHEDULE_BACKFILL_MAX:
             raise Invalid(
-                f"more than {BACKFILL_MAX} runs are due between from and to; take a shorter range",
+                f"more than {SCHEDULE_BACKFILL_MAX} runs are due between from and to; take a "
+                "shorter range",
                 "/to",
             )
         found += [(at_ms, zone, device_id) for at_ms in times for device_id in devices]

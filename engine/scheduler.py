@@ -42,9 +42,9 @@ from engine.store.schedules import NEVER_MS, Options, pause, read_options, read_
 from jobs.schedule import next_after
 from jobs.zones import is_zone
 
-CURSORS_MAX: Final = 500  # of one transaction: some 30 ms, which others wait for
+CURSORS_MAX: Final = 512  # of one transaction: some 30 ms, which others wait for
 FIRES_MAX: Final = 1_000  # the same
-DEVICES_MAX: Final = 500  # of a device-local schedule in one transaction
+DEVICES_MAX: Final = 512  # of a device-local schedule in one transaction
 POLL_S: Final = 1.0  # schedules are made and changed by other nodes too
 HELD_S: Final = 0.05  # what is due is held by another scheduler: look again
 RETRY_S: Final = 1.0  # after the database refused

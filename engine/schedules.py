@@ -33,7 +33,6 @@ from jobs.schedule import Instant, Skipped, Spec, explain, instants, next_after,
 from jobs.zones import is_zone
 
 REASON_CHARS_MAX: Final = 500
-PREVIEW_MAX: Final = 1_000
 BY_HAND: Final = "by hand"
 
 

@@ -23,6 +23,7 @@ import uvloop
 from engine.api.app import Operations
 from engine.api.hot import Hot
 from engine.api.server import protocol_for
+from engine.readiness import Readiness
 from engine.settings import Settings
 from engine.wiring import Kind, Platform, open_platform
 
@@ -72,7 +73,7 @@ async def _serve(settings: Settings, kind: Kind) -> None:
         listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
-        server = _Server(config, app)
+        server = _Server(config, app, platform.readiness)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.005)
@@ -88,9 +89,10 @@ class _Server(uvicorn.Server):
     which kills the process before a run, a delivery or the journal has been waited for.
     """
 
-    def __init__(self, config: uvicorn.Config, app: Hot | Operations) -> None:
+    def __init__(self, config: uvicorn.Config, app: Hot | Operations, readiness: Readiness) -> None:
         super().__init__(config)
         self._app = app
+        self._readiness = readiness
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -100,6 +102,7 @@ class _Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._readiness.draining = True
         if isinstance(self._app, Hot):
             self._app.draining = True
         super().handle_exit(sig, frame)

@@ -100,7 +100,6 @@ class Tails:
                     queue.get_nowait()
                 queue.put_nowait(None)
 
-
     def _is_watched(self, function_id: str) -> bool:
         if function_id in self._watchers:
             return True

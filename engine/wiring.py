@@ -45,6 +45,11 @@ from engine.nodes import Nodes
 from engine.outbox import Outbox
 from engine.programs import Programs
 from engine.projects import key_hash, make_key, new_secret_key
+from engine.queue_gauges import QueueGauges
+from engine.readiness import Node, Readiness
+from engine.retention import Retention
+from engine.retention_rules import defaults
+from engine.scheduler import Scheduler
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
 from engine.store.changes import in_turn
@@ -92,12 +97,14 @@ class Platform:
     sandbox: Sandbox
     dispatcher: Dispatcher
     backlog: Backlog
+    scheduler: Scheduler
     events: Events
     nodes: Nodes
     tickets: Tickets
     bus: Bus
     kind: Kind
     idempotency: Idempotency
+    readiness: Readiness
     checks: Mapping[str, Check]
     new_admin_key: str | None  # made at this start; to be shown once
 
@@ -272,7 +279,34 @@ async def open_platform(
             shared=settings.redis_url is not None,
         )
 
+        queue_gauges = metrics.stored = QueueGauges(database, clock)
+        stack.push_async_callback(queue_gauges.close)
+        retention = Retention(database, journal, clock, defaults(settings))
+        stack.push_async_callback(retention.close)
+        scheduler = Scheduler(
+            database,
+            journal,
+            catalogue,
+            clock,
+            wake=backlog.wake,
+            cancelled=lambda ids: platform.cancelled(ids),
+        )
+        readiness = Readiness(
+            Node(
+                kind=kind,
+                release=RELEASE,
+                has_redis=settings.redis_url is not None,
+                data_dir=settings.data_dir,
+            ),
+            database,
+            journal,
+            clock,
+            redis_trouble=lambda: tickets.trouble(),
+            sandbox_alive=lambda: sandbox.alive,
+        )
+        stack.push_async_callback(readiness.close)
         catalogue.on_retired = dispatcher.retire
+        _store_gauges(metrics, journal, retention, queue_gauges)
         _gauges(metrics, outbox, dispatcher, backlog, (guests_egress, outbox_egress))
         platform = Platform(
             settings=settings,
@@ -289,13 +323,15 @@ async def open_platform(
             sandbox=sandbox,
             dispatcher=dispatcher,
             backlog=backlog,
+            scheduler=scheduler,
             events=events,
             nodes=nodes,
             tickets=tickets,
             bus=bus,
             kind=kind,
             idempotency=Idempotency(journal, vault, clock),
-            checks=_checks(database, sandbox),
+            readiness=readiness,
+            checks=readiness.checks(),
             new_admin_key=new_admin_key,
         )
         sweeper.start()
@@ -319,6 +355,10 @@ async def open_platform(
             changes.start()
             stack.push_async_callback(changes.close)
         backlog.start()
+        await retention.start()
+        await readiness.start()
+        await scheduler.start()
+        stack.push_async_callback(scheduler.close)
         stack.push_async_callback(_stop_runs, platform)
         nodes.watch()
         yield platform
@@ -430,22 +470,6 @@ async def _first_start(
     return await journal.run(change)
 
 
-def _checks(database: Database, sandbox: Sandbox) -> Mapping[str, Check]:
-    async def database_answers() -> str | None:
-        try:
-            await database.read(all_projects)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the operator is told
-            return f"does not answer: {type(error).__name__}"
-        return None
-
-    async def sandbox_answers() -> str | None:
-        return (
-            None if sandbox.alive else "the zygote is gone; it is started again with the next cell"
-        )
-
-    return {"database": database_answers, "sandbox": sandbox_answers}
-
-
 def _gauges(
     metrics: Metrics,
     outbox: Outbox,
@@ -453,7 +477,7 @@ def _gauges(
     backlog: Backlog,
     egresses: tuple[Egress, Egress],
 ) -> None:
-    def depth() -> Samples:
+    def held() -> Samples:
         return {("runs",): float(backlog.count), ("deliveries",): float(outbox.waiting_count)}
 
     def requests() -> Samples:
@@ -468,7 +492,24 @@ def _gauges(
     def busy() -> Samples:
         return {(): float(dispatcher.busy_cells)}
 
-    metrics.gauges["cloudcode_queue_depth"] = depth
+    metrics.gauges["cloudcode_held"] = held
     metrics.gauges["cloudcode_connector_requests_total"] = requests
     metrics.gauges["cloudcode_worker_busy"] = busy
     metrics.gauges["cloudcode_egress_blocked_total"] = blocked
+
+
+def _store_gauges(
+    metrics: Metrics, journal: Journal, retention: Retention, queue_gauges: QueueGauges
+) -> None:
+    def deleted() -> Samples:
+        return {(kind,): float(rows) for kind, rows in retention.deleted.items()}
+
+    def void() -> Samples:
+        return {(): float(journal.leases_lost_count)}
+
+    def lag() -> Samples:
+        return {(): queue_gauges.schedule_lag_s()}
+
+    metrics.gauges["cloudcode_retention_deleted_total"] = deleted
+    metrics.gauges["cloudcode_runs_void_total"] = void
+    metrics.gauges["cloudcode_schedule_lag_seconds"] = lag

@@ -142,6 +142,7 @@ class RqNode(SimpleWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Take a ticket, or refuse what is none; RQ's own would import and call it."""
         assert isinstance(job, TicketJob), job
+        job.origin = queue.name  # where it really came from
         began = datetime.now(UTC)
         ticket = job.ticket()
         if ticket is None:

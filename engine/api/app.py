@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from engine.api import (
+    admin,
     api_keys,
     dead_letters,
     deliveries,
@@ -26,6 +27,7 @@ from engine.api import (
     metrics,
     products,
     projects,
+    retention,
     schedules,
     tail,
     triggers,
@@ -56,8 +58,10 @@ ROUTERS: Final = (
     vaulted.router,
     deliveries.router,
     projects.router,
+    retention.router,
     api_keys.router,
     limits.router,
+    admin.router,
     health.router,
     metrics.router,
 )

@@ -4,9 +4,10 @@ import asyncio
 from typing import Final
 
 from fastapi import APIRouter, Response
+from pydantic import Field
 
 from engine.api.openapi import problems
-from engine.api.platform import Check, PlatformHere
+from engine.api.platform import Check, Degraded, PlatformHere
 from engine.api.shapes import Shown
 
 router = APIRouter(tags=["operations"])
@@ -19,8 +20,8 @@ class Health(Shown):
 
 
 class Readiness(Shown):
-    status: str
-    checks: dict[str, str]
+    status: str = Field(description="ok | degraded (requests are taken) | unavailable.")
+    checks: dict[str, str] = Field(description="`ok`, or what is wrong and what to do.")
 
 
 @router.get("/healthz", responses=problems(public=True))
@@ -35,18 +36,28 @@ async def show_health() -> Health:
     | {503: {"model": Readiness, "description": "Something does not work: `checks` says what."}},
 )
 async def show_readiness(platform: PlatformHere, response: Response) -> Readiness:
-    """Say whether everything works that a request needs."""
+    """Say whether everything works that a request needs.
+
+    `degraded` is ready: something is not as it should be, and the note says what.
+    """
     checks = platform.checks
     found = await asyncio.gather(*map(_checked, checks.values()))
-    wrong = any(problem is not None for problem in found)
+    wrong = any(isinstance(one, str) for one in found)
+    noted = any(isinstance(one, Degraded) for one in found)
     response.status_code = 503 if wrong else 200
     return Readiness(
-        status="unavailable" if wrong else "ok",
-        checks={name: problem or "ok" for name, problem in zip(checks, found, strict=True)},
+        status="unavailable" if wrong else "degraded" if noted else "ok",
+        checks={name: _shown(one) for name, one in zip(checks, found, strict=True)},
     )
 
 
-async def _checked(check: Check) -> str | None:
+def _shown(found: str | Degraded | None) -> str:
+    if isinstance(found, Degraded):
+        return found.note
+    return found or "ok"
+
+
+async def _checked(check: Check) -> str | Degraded | None:
     try:
         async with asyncio.timeout(READY_MS / 1000):
             return await check()

@@ -111,7 +111,7 @@ class Hot:
         path: str = scope["path"]
         try:
             if path.startswith("/v2/"):
-                if any(name == HEADER for name, _ in scope["headers"]):
+                if HEADER in dict(scope["headers"]):
                     return False
                 return self._quick_write(path[11:], body, reply)
             return self._quick_invoke(path[14:-7], scope, body, reply)

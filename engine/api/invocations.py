@@ -22,7 +22,7 @@ from engine.api.ports import Ports
 from engine.api.raw import Draining, Request
 from engine.catalogue import Catalogue, Device, Function, Version
 from engine.dispatch import Dispatcher
-from engine.enqueue import enqueue
+from engine.enqueue import as_declared, enqueue
 from engine.errors import EngineError, NotFound
 from engine.events import check_text
 from engine.handlers import asked_handler, handler_input
@@ -116,6 +116,7 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
 
 async def _respond_async(ports: Ports, request: Request, run: Run) -> None:
     commit = Commit()
+    as_declared(run)
     enqueue(commit, run, ports.backlog.owner)
     body = _encode({"execution_id": run.execution_id, "status": "queued"})
     location = (b"location", f"/v1/executions/{run.execution_id}".encode())

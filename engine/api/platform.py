@@ -12,7 +12,15 @@ from engine.idempotency import Idempotency
 from engine.settings import Settings
 from engine.vault import Vault
 
-Check = Callable[[], Awaitable[str | None]]
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Something is not as it should be; requests are taken all the same."""
+
+    note: str
+
+
+Check = Callable[[], Awaitable[str | Degraded | None]]
 """One thing that must work before requests are taken: returns what is wrong, or None. Never raises
 except on a bug; has its own deadline, and is cut off after READY_MS anyway."""
 

@@ -153,9 +153,7 @@ async def _shown(
     return RetentionShown(project=project_id, dry_run=dry_run, **kinds)
 
 
-async def _counted(
-    platform: Platform, project_id: str, kind: Kind, keep: Keep
-) -> dict[str, Amount]:
+async def _counted(platform: Platform, project_id: str, kind: Kind, keep: Keep) -> dict[str, Any]:
     found = await usage(platform.database, project_id, kind, keep, platform.clock())
     oldest_at = None if found.oldest_ms is None else iso(found.oldest_ms)
     return {

@@ -17,10 +17,10 @@ from engine.durations import duration_text
 from engine.errors import Invalid
 from engine.fires import OVERLAP_NAMES
 from engine.functions import get_function
+from engine.quotas import SCHEDULE_PREVIEW_MAX
 from engine.schedule_fields import timing
 from engine.schedule_runs import ALREADY_FIRED, Backfilled, backfill_schedule, trigger_schedule
 from engine.schedules import (
-    PREVIEW_MAX,
     Preview,
     Previewed,
     change_schedule,
@@ -48,7 +48,7 @@ Asked = Annotated[str, Path(description="The schedule's id or name.")]
 Duration = str | float
 From = Annotated[str | None, Query(alias="from", description="RFC 3339; left out: now.")]
 To = Annotated[str | None, Query(description="RFC 3339, itself not included.")]
-PreviewLimit = Annotated[int, Query(ge=1, le=PREVIEW_MAX, description="Most due times.")]
+PreviewLimit = Annotated[int, Query(ge=1, le=SCHEDULE_PREVIEW_MAX, description="Most due times.")]
 
 
 class Dst(Body):
@@ -139,7 +139,7 @@ class PreviewAsked(TimingAsked):
 
     from_: str | None = Field(None, alias="from", description="RFC 3339; left out: now.")
     to: str | None = Field(None, description="RFC 3339, itself not included.")
-    limit: int = Field(10, ge=1, le=PREVIEW_MAX)
+    limit: int = Field(10, ge=1, le=SCHEDULE_PREVIEW_MAX)
 
 
 class PauseAsked(Body):

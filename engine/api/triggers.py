@@ -26,6 +26,14 @@ class TriggerNew(Body):
     on: str = Field("write", description="write")
     phase: str = Field("after", description="after")
     keys: list[str] = Field([], description="Only writes with one of these keys; none: every one.")
+    order: str | None = Field(
+        None,
+        description="device: a device's runs come one after another, in the order of their values' "
+        "times. None: as they come, beside each other.",
+    )
+    lateness_seconds: float | None = Field(
+        None, description="With order: how long each waits for values with an earlier time."
+    )
 
 
 class TriggerShown(Shown):
@@ -35,6 +43,8 @@ class TriggerShown(Shown):
     on: str
     phase: str
     keys: list[str]
+    order: str | None
+    lateness_seconds: float | None
     created_at: str
 
 
@@ -49,6 +59,8 @@ async def add_trigger(platform: PlatformHere, access: Developer, body: TriggerNe
         on=body.on,
         phase=body.phase,
         keys=body.keys,
+        order=body.order,
+        lateness_seconds=body.lateness_seconds,
     )
     return _shown(trigger)
 
@@ -89,5 +101,7 @@ def _shown(trigger: Trigger) -> TriggerShown:
         on=trigger.on,
         phase=trigger.phase,
         keys=list(trigger.keys),
+        order=trigger.order,
+        lateness_seconds=None if trigger.lateness_ms is None else trigger.lateness_ms / 1000,
         created_at=iso(trigger.created_ms),
     )

@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, WithJsonSchema
 
+from engine.api.declarations import FlowSaid, QueueSaid, RetriesSaid, said
 from engine.api.edge import MalformedJson, check_json, read_body
 from engine.api.shapes import Body
 from engine.bundles import IO, WASM_HANDLERS, decode_wasm
@@ -80,12 +81,16 @@ class UploadBody(Body):
     )
     variables: dict[str, str] | None = None
     secrets: list[str] | None = Field(None, description="Names of secrets that the code may read.")
+    retries: RetriesSaid | None = None
+    flow: FlowSaid | None = None
+    queue: QueueSaid | None = None
     message: str = Field("", description="What this version is about.")
 
     def upload(self) -> Upload:
         limits = None if self.limits is None else self.limits.model_dump(exclude_none=True)
         fields = {name: getattr(self, name) for name in UploadBody.model_fields}
-        return Upload(**fields | {"limits": limits})
+        rules = {name: said(fields[name]) for name in ("retries", "flow", "queue")}
+        return Upload(**fields | {"limits": limits} | rules)
 
 
 def uploaded(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:

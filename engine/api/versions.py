@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import Field
 
+from engine import declarations
 from engine.api.access import Developer, Reader
 from engine.api.openapi import problems
 from engine.api.platform import PlatformHere
@@ -66,6 +67,9 @@ class Uploaded(Shown):
     io: str | None
     exports: dict[str, str] | None
     reuse: bool | None
+    retries: dict[str, Any] | None = Field(description="These three: null when not declared.")
+    flow: dict[str, Any] | None
+    queue: dict[str, Any] | None
 
 
 class VersionWhole(Uploaded, VersionShown):
@@ -93,7 +97,8 @@ async def add_version(
     """Upload a version, of the runtime that the function has.
 
     `limits`, `allowed_hosts`, `variables` and `secrets` that are left out are taken over from the
-    latest version; so are `handlers`, `args`, `io`, `exports` and `reuse` of a WebAssembly one.
+    latest version; so are `retries`, `flow` and `queue` (`{}` takes them away), and `handlers`,
+    `args`, `io`, `exports` and `reuse` of a WebAssembly one.
     """
     version = await create_version(platform, access.project_id, name, body.upload(), deploy=deploy)
     return VersionMade(version=version.number, handlers=list(version.handlers), deployed=deploy)
@@ -164,6 +169,7 @@ def uploaded_as(version: Version) -> dict[str, Any]:
         "secrets": list(version.secrets),
         "files": version.files,
         "main": version.main,
+        **declarations.shown(version.policy),
     } | {name: version.options.get(name) for name in options}
 
 

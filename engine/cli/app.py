@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from engine.cli import deploy as deploying
 from engine.cli import (
+    admin,
     devices,
     doctor,
     events,
@@ -44,6 +45,9 @@ GROUPS: Final = {
     "kv": "The key-value store that functions share.",
     "secret": "Secrets for functions.",
     "connection": "Providers' credentials.",
+    "admin": "For whoever runs the engine: nodes, queues, stuck work, how much is kept.",
+    "admin retention": "How much of what a project keeps.",
+    "admin tickets": "What tells nodes of work.",
 }
 
 
@@ -292,6 +296,32 @@ COMMANDS: Final = (
     ),
     _command("connection list", vault.connection_list, "cloudcode connection list"),
     _command("connection delete", vault.connection_delete, "cloudcode connection delete ALERTS"),
+    _command("admin nodes", admin.nodes, "cloudcode admin nodes"),
+    _command("admin queues", admin.queues, "cloudcode --project greenhouses admin queues"),
+    _command("admin stuck", admin.stuck, "cloudcode admin stuck --json"),
+    _command(
+        "admin release",
+        admin.release,
+        "cloudcode admin release exe_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode admin release node_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f --dry-run",
+    ),
+    _command(
+        "admin tickets reissue",
+        admin.tickets_reissue,
+        "cloudcode admin tickets reissue",
+    ),
+    _command(
+        "admin retention show",
+        admin.retention_show,
+        "cloudcode admin retention show",
+        "cloudcode --project greenhouses admin retention show --no-usage",
+    ),
+    _command(
+        "admin retention set",
+        admin.retention_set,
+        "cloudcode admin retention set executions.rows=1M logs.age_days=7 --dry-run",
+        "cloudcode admin retention set values.bytes=20G events=default",
+    ),
 )
 
 
@@ -314,8 +344,9 @@ def build() -> typer.Typer:
         home.command(name, epilog=_examples(*command.examples))(
             command_of(command.verb, command.parameters)
         )
-    for name, app in groups.items():
-        root.add_typer(app, name=name)
+    for place, app in groups.items():
+        parent, _, name = place.rpartition(" ")
+        (groups[parent] if parent else root).add_typer(app, name=name)
     return root
 
 

@@ -4,6 +4,7 @@ Path:   files, module -> source -> here -> POST functions | versions -> deployme
 Never:  sends what the user did not give: the latest version's limits, hosts and so on then stay.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -62,6 +63,17 @@ def deploy(
         bool | None,
         typer.Option("--reuse/--no-reuse", help=".wasm: one instance serves many runs."),
     ] = None,
+    retries: Annotated[
+        str, typer.Option(help='JSON or @FILE, e.g. {"max_attempts": 5}: try again what fails.')
+    ] = "",
+    flow: Annotated[
+        str,
+        typer.Option(help='JSON or @FILE, e.g. {"concurrency": {"limit": 2}}: limits of runs.'),
+    ] = "",
+    queue: Annotated[
+        str,
+        typer.Option(help='JSON or @FILE, e.g. {"max_batch_size": 50}: how `queue` is called.'),
+    ] = "",
     percent: Annotated[
         int, typer.Option(help="Share of runs that get the new version.", min=1, max=ALL)
     ] = ALL,
@@ -70,6 +82,12 @@ def deploy(
     key: Annotated[
         list[str] | None, typer.Option(help="With --product: only these keys; may be repeated.")
     ] = None,
+    order: Annotated[
+        str, typer.Option(help="With --product: device: each device's runs one after another.")
+    ] = "",
+    lateness: Annotated[
+        float | None, typer.Option(help="With --order: seconds to wait for earlier values.", min=0)
+    ] = None,
 ) -> None:
     """Upload a function and put it live; the second time, a new version of it."""
     if key and not product:
@@ -77,6 +95,8 @@ def deploy(
             "--key here names a device's value and needs --product",
             remedy="the API key goes before the verb: cloudcode --key cck_... deploy ...",
         )
+    if (order or lateness is not None) and not product:
+        raise Misused("--order and --lateness are about a device's writes and need --product")
     options = {
         "handlers": handler,
         "args": arg,
@@ -91,13 +111,19 @@ def deploy(
         "variables": None if var is None else dict(_pair(pair, "--var") for pair in var),
         "secrets": secret,
         "limits": _limits(cpu_ms=cpu_ms, wall_ms=wall_ms, memory_mb=memory_mb, fuel=fuel),
+        "retries": _json(retries, "--retries"),
+        "flow": _json(flow, "--flow"),
+        "queue": _json(queue, "--queue"),
         "message": message or None,
     }
     body = code | {field: value for field, value in wanted.items() if value is not None}
     with session.screen.progress(f"compiling {path.name} ..."):
         done = _upload(session, function, body, percent)
     if product:
-        done["trigger"] = _trigger(session, function, product, on, key or [])
+        bound: dict[str, Any] = {"on": on, "keys": key or []}
+        if order:
+            bound |= {"order": order, "lateness_seconds": lateness or 0}
+        done["trigger"] = _trigger(session, function, product, bound)
     session.screen.text(done, _summary(done))
 
 
@@ -156,16 +182,40 @@ def _live(session: Session, function: str) -> dict[int, int] | None:
 
 
 def _trigger(
-    session: Session, function: str, product: str, on: str, keys: list[str]
+    session: Session, function: str, product: str, wanted: dict[str, Any]
 ) -> dict[str, Any]:
     # Deploying twice must not run the function twice for each write.
-    wanted = session.client.get(f"/v1/products/{segment(product)}")
+    named = session.client.get(f"/v1/products/{segment(product)}")
     for trigger in session.client.items("/v1/triggers", count_max=1000, function=function):
-        same_product = trigger["product"] in (wanted["id"], wanted["name"])
-        if same_product and trigger["on"] == on and sorted(trigger["keys"]) == sorted(keys):
-            return dict(trigger)
-    body = {"function": function, "product": product, "on": on, "keys": keys}
-    return dict(session.client.post("/v1/triggers", body))
+        same_product = trigger["product"] in (named["id"], named["name"])
+        same_keys = sorted(trigger["keys"]) == sorted(wanted["keys"])
+        if not (same_product and same_keys and trigger["on"] == wanted["on"]):
+            continue
+        order = ("order", "lateness_seconds")
+        if any(trigger.get(name) != wanted.get(name) for name in order):
+            raise Misused(
+                f"{trigger['id']} runs {function} on the same writes in another order",
+                remedy=f"delete it first: DELETE /v1/triggers/{trigger['id']}",
+            )
+        return dict(trigger)
+    return dict(
+        session.client.post("/v1/triggers", {"function": function, "product": product, **wanted})
+    )
+
+
+def _json(text: str, option: str) -> dict[str, Any] | None:
+    """Return the object that an option has, or the file that it names; None: not given."""
+    if not text:
+        return None
+    try:
+        found = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except OSError as error:
+        raise Misused(f"{option} {text}: {error.strerror}") from error
+    except ValueError as error:
+        raise Misused(f"{option} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Misused(f"{option} must be a JSON object, in braces")
+    return found
 
 
 def _limits(**limits: int | None) -> dict[str, int] | None:

@@ -4,21 +4,18 @@ Path:   cancellations, schedules, flow -> `cancel_runs`; functions (deletion) ->
 Never:  touches a run that has ended: whoever deletes its row first decides how it ended.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
     RowMapping,
-    Text,
-    cast,
+    bindparam,
     delete,
     insert,
-    literal,
-    null,
+    or_,
     select,
     update,
 )
@@ -67,40 +64,17 @@ def lanes_of(connection: Connection, project_id: str, ids: Collection[str]) -> l
 
 
 def cancel_waiting(connection: Connection, function_id: str, name: str, now_ms: int) -> None:
-    """End every waiting run and job of a function that is deleted, however many, in three steps."""
-    error = _encode(_error("the function was deleted")).decode()
-    report = (
-        literal(f'{{"error":{error},"root_id":"')
-        + run_queue.c.root_id
-        + literal('","depth":')
-        + cast(run_queue.c.depth, Text)
-        + literal(',"cold_start":false,"effects":[]}')
-    )
-    known: dict[str, ColumnElement[Any] | Column[Any]] = {
-        column.name: column for column in run_queue.columns if column.name in executions.columns
-    }
-    known |= {
-        "function": literal(name),
-        "version": literal(0),  # none was chosen yet
-        "status": literal("cancelled"),
-        "clock_ms": literal(now_ms),
-        "seed": literal(""),
-        "queue_us": (now_ms - run_queue.c.created_ms) * 1000,
-        "wall_us": literal(0),
-        "cpu_us": literal(0),
-        "peak_memory_bytes": literal(0),
-        "result": null(),
-        "report": report,
-        "log": null(),
-    }
-    assert known.keys() == set(executions.columns.keys())
-    moved = select(*known.values()).where(run_queue.c.function_id == function_id)
-    connection.execute(insert(executions).from_select(list(known), moved))
-    connection.execute(delete(run_queue).where(run_queue.c.function_id == function_id))
+    """End every waiting run and job of a function that is deleted."""
+    why = "the function was deleted"
+    query = select(run_queue.c.id).where(run_queue.c.function_id == function_id)
+    query = query.order_by(run_queue.c.id).limit(STEP_RUNS)
+    while ids := list(connection.execute(query).scalars()):
+        rows = _delete(connection, run_queue.c.id.in_(ids))
+        _record(connection, rows, {function_id: name}, now_ms, why)
     connection.execute(
         update(jobs)
         .where(jobs.c.function_id == function_id, jobs.c.status.in_(before(Status.CANCELLED)))
-        .values(status=Status.CANCELLED.value, ended_ms=now_ms, error=error)
+        .values(status=Status.CANCELLED.value, ended_ms=now_ms, error=_encode(_error(why)).decode())
     )
 
 
@@ -108,49 +82,68 @@ def _cancel(
     connection: Connection, project_id: str, ids: list[str], now_ms: int, why: str
 ) -> list[str]:
     here = (run_queue.c.project_id == project_id, run_queue.c.id.in_(ids))
-    lock_in_order(connection, run_queue.c.id, *here)
-    rows = connection.execute(delete(run_queue).where(*here).returning(run_queue)).mappings().all()
-    if not rows:
-        return []
-    names = _names(connection, {row["function_id"] for row in rows})
-    error = _error(why)
-    records = [_record(row, names, now_ms, error) for row in rows]
-    connection.execute(insert(executions), records)
-    for row in rows:
-        if row["job_id"] is not None:
-            _cancel_job(connection, row["job_id"], row["id"], now_ms, error)
+    rows = _delete(connection, *here)
+    _record(connection, rows, _names(connection, rows), now_ms, why)
+    ended = [row for row in rows if row["job_id"] is not None]
+    if ended:
+        error = _encode(_error(why)).decode()
+        connection.execute(
+            _CANCEL_JOB,
+            [
+                {"of": row["job_id"], "execution_id": row["id"], "ended_ms": now_ms, "error": error}
+                for row in sorted(ended, key=lambda row: str(row["job_id"]))
+            ],
+        )
     return sorted(row["id"] for row in rows)
 
 
-def _cancel_job(
-    connection: Connection, job_id: str, execution_id: str, now_ms: int, error: dict[str, str]
-) -> None:
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.status.in_(before(Status.CANCELLED)))
-        .values(
-            status=Status.CANCELLED.value,
-            ended_ms=now_ms,
-            execution_id=execution_id,
-            error=_encode(error).decode(),
-        )
+_CANCEL_JOB: Final = (  # not `in_`: that cannot be executed for many rows at once
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("of"),
+        or_(*(jobs.c.status == status for status in before(Status.CANCELLED))),
     )
+    .values(
+        status=Status.CANCELLED.value,
+        execution_id=bindparam("execution_id"),
+        ended_ms=bindparam("ended_ms"),
+        error=bindparam("error"),
+    )
+)
 
 
-def _names(connection: Connection, function_ids: Collection[str]) -> dict[str, str]:
+def _delete(connection: Connection, *here: ColumnElement[bool]) -> Sequence[RowMapping]:
+    """Take runs out of the queue; those that somebody else has just ended are not among them."""
+    lock_in_order(connection, run_queue.c.id, *here)
+    gone = delete(run_queue).where(*here).returning(run_queue)
+    return connection.execute(gone).mappings().all()
+
+
+def _names(connection: Connection, rows: Sequence[RowMapping]) -> dict[str, str]:
+    function_ids = {row["function_id"] for row in rows}
     query = select(functions.c.id, functions.c.name).where(functions.c.id.in_(function_ids))
     return {row.id: row.name for row in connection.execute(query)}
 
 
 def _record(
-    row: RowMapping, names: dict[str, str], now_ms: int, error: dict[str, str]
-) -> dict[str, Any]:
+    connection: Connection,
+    rows: Sequence[RowMapping],
+    names: dict[str, str],
+    now_ms: int,
+    why: str,
+) -> None:
+    if rows:
+        records = [_record_of(row, names, now_ms, why) for row in rows]
+        connection.execute(insert(executions), records)
+
+
+def _record_of(row: RowMapping, names: dict[str, str], now_ms: int, why: str) -> dict[str, Any]:
     report = {
         "root_id": row["root_id"],
         "depth": row["depth"],
         "cold_start": False,
         "effects": [],
-        "error": error,
+        "error": _error(why),
     }
     known = {name: row[name] for name in executions.columns.keys() & row.keys()}
     return known | {

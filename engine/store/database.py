@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from engine.errors import EngineError
-from engine.store.schema import current_revision
+from engine.store.schema import current_revision, refuse_newer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,6 +73,9 @@ class Database:
 
         In one transaction: all of it or nothing. Of nodes that start together one does it, and the
         others find it done.
+
+        Raises:
+            SchemaTooNew: a newer release has been here; says what to do.
         """
         self._migrate(command.upgrade, "head")
 
@@ -100,6 +103,7 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATIONS_LOCK})")
+            refuse_newer(connection)
             config.attributes["connection"] = connection
             go(config, revision)
 

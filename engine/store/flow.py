@@ -112,7 +112,7 @@ def unpark(
         (project, priority) of what has become free: somebody should claim there.
     """
     _lock(connection, lanes)
-    freed = _free_parked(connection, lanes, now_ms)
+    freed = _free_parked(connection, set(lanes), now_ms)
     return sorted({(project_id, priority) for _, project_id, priority in freed})
 
 
@@ -130,7 +130,7 @@ def hold_back(connection: Connection, lane: str, node_id: str) -> list[str]:
     """Park what the node has of an ordered lane: the run at its head will be tried again first.
 
     Returns:
-        The runs that the node must forget, unless they have started.
+        The runs that the node must forget; none of them has begun, as they run in turn.
     """
     change = (
         update(run_queue)

@@ -1,6 +1,6 @@
 """Keys of requests that may be sent again: whose each one is, and what was answered.
 
-Path:   engine.idempotency -> journal -> here; the retention -> `delete_expired`
+Path:   engine.idempotency -> journal -> here; store.retention forgets old ones
 Never:  gives one key to two requests: the row is claimed, carried out and answered in the name of
         one node, and each step asks for that name.
 
@@ -10,7 +10,7 @@ that change is committed goes straight to answered. A request that did nothing l
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
 
 from engine.store.tables import idempotency_keys, nodes
 from engine.store.unique import insert_absent
@@ -108,18 +108,6 @@ def let_go(connection: Connection, use: KeyUse) -> None:
     connection.execute(
         update(idempotency_keys).where(_is_ours(use), _rows.state == APPLIED).values(node_id=None)
     )
-
-
-def delete_expired(connection: Connection, before_ms: int, limit: int) -> int:
-    """Delete up to `limit` keys made before that time, the oldest first; return how many."""
-    oldest = (
-        select(_rows.project_id, _rows.key)
-        .where(_rows.created_ms < before_ms)
-        .order_by(_rows.created_ms)
-        .limit(limit)
-    )
-    gone = delete(idempotency_keys).where(tuple_(_rows.project_id, _rows.key).in_(oldest))
-    return connection.execute(gone).rowcount
 
 
 def _is_alive(connection: Connection, node_id: str | None) -> bool:

@@ -15,7 +15,7 @@ from engine.store.tables import idempotency_keys
 from engine.store.unique import insert_absent
 
 KEPT_MS: Final = 86_400_000
-PREFIX: Final = "job:"  # parts them from the keys of requests
+PREFIX: Final = "job "  # parts them from the keys of requests, none of which has a space
 _rows: Final = idempotency_keys.c
 
 

@@ -33,8 +33,11 @@ Told = Callable[[Any], None]
 Change = Callable[[Connection], Any]
 _Record = tuple[Table, Row, str | None]
 Answer = tuple[Any, BaseException | None]
+_Execute = Callable[[Connection, str, Row], Iterable[Row]]
+_Copy = Callable[[Connection, Table, Sequence[Row]], None]
 
 CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
+COPY_ROWS_MIN: Final = 8  # for fewer, INSERT is as fast
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
 RETRY_S: Final = 1.0  # after the database refused records
 _log = structlog.get_logger()
@@ -66,6 +69,7 @@ class Commit(msgspec.Struct, eq=False):
     updates: dict[tuple[Table, tuple[str, ...]], dict[str, Row]] = msgspec.field(
         default_factory=dict
     )
+    alone: bool = False  # it shares its transaction with no other commit
     gathered: dict[str, list[Any]] = msgspec.field(default_factory=dict)  # see Journal.gather
     # By primary key: the row that it shall have from now on, or None: it goes. The last one counts.
     last_words: dict[Table, dict[Row, Row | None]] = msgspec.field(default_factory=dict)
@@ -119,6 +123,13 @@ class Journal:
         self._idle = asyncio.Event()
         self._idle.set()
         self._sql: dict[tuple[Any, ...], str] = {}
+        self._execute: _Execute = _execute
+        self._copy: _Copy | None = None
+        self._numbered: Callable[[str], str] = str
+        if not database.is_sqlite:
+            from engine.store import direct  # late: see there
+
+            self._execute, self._copy, self._numbered = direct.execute, direct.copy, direct.numbered
         self._changes: dict[str, tuple[Callable[[Connection, list[Any]], Any], Told]] = {}
         self._hurry = threading.Event()  # set: the process stops, and nothing is waited for
         self._down = False  # the last attempt to reach the database failed
@@ -127,6 +138,7 @@ class Journal:
         self._told: list[tuple[Told, Any]] = []
         self.node_id: str | None = None  # in whose name runs are ended; see engine.nodes
         self.on_noted: Callable[[], None] = lambda: None  # after a change that other nodes must see
+        self.trouble: str | None = None  # why the database took nothing of late: engine.readiness
         self.commits_count = 0
         self.leases_lost_count = 0
         self._thread = threading.Thread(target=self._write_forever, name="journal", daemon=True)
@@ -193,6 +205,15 @@ class Journal:
         result: T = await self.commit(Commit(change=bound))
         return result
 
+    async def run_alone(self, change: Callable[..., T], *args: Any) -> T:
+        """Do as `run`, in a transaction of its own: for what holds locks that others wait for."""
+
+        def bound(connection: Connection) -> T:
+            return change(connection, *args)
+
+        result: T = await self.commit(Commit(change=bound, alone=True))
+        return result
+
     async def barrier(self) -> None:
         """Wait until everything submitted before this call is on disk, lazy records too."""
         await self.commit(Commit())
@@ -216,8 +237,8 @@ class Journal:
         if self._writing or not (self._waiting or self._records):
             return
         self._writing = True
-        group, self._waiting = self._waiting, []
-        if self._records:
+        group, self._waiting = _first_group(self._waiting)
+        if self._records and not (group and group[0].alone):
             records, self._records = self._records, []
             group.append(self._commit_of(records))
         self._work.put(group)
@@ -283,6 +304,8 @@ class Journal:
                 if group[0].change is not None and not isinstance(error, DBAPIError):
                     return [(None, error)]  # the change's own: its caller knows what it means
                 _log.error("commit_failed", error=str(error))
+                if isinstance(error, OperationalError):  # not the statement: the disk, the server
+                    self.trouble = str(error.orig)
                 failed = StoreFailed(f"the commit failed: {error}")
                 failed.__cause__ = error
                 return [(None, failed)]
@@ -304,7 +327,7 @@ class Journal:
                     return answers
             except DBAPIError as error:
                 if time.monotonic() > deadline:
-                    self._down = True
+                    self._down, self.trouble = True, "the database does not answer"
                     _log.error("database_gone", error=str(error))
                     gone = StoreFailed("the database does not answer; nothing was stored")
                     return [(None, gone)] * len(group)
@@ -325,6 +348,8 @@ class Journal:
         self._answers = None
         if self._database.is_sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.begin()
         connection.info["node_id"] = self.node_id
         connection.info["noted"] = False
         held = self._end_runs(connection, group)
@@ -340,7 +365,7 @@ class Journal:
         self._mark(connection)
         self._answers, self._told = answers, later
         connection.commit()
-        self._down = False
+        self._down, self.trouble = False, None
         told += later
         return answers
 
@@ -405,23 +430,26 @@ class Journal:
         held: set[str] = set()
         for chunk in _chunks(sorted(ids)):
             sql = self._statement("ends", run_queue, len(chunk))
-            rows = connection.exec_driver_sql(sql, (*chunk, self.node_id))
+            rows = self._execute(connection, sql, (*chunk, self.node_id))
             held.update(row[0] for row in rows)
         return held
 
     def _insert(self, connection: Connection, table: Table, rows: Sequence[Row], kind: str) -> None:
+        if self._copy is not None and kind == "inserts" and len(rows) >= COPY_ROWS_MIN:
+            self._copy(connection, table, rows)
+            return
         for chunk in _chunks(rows):
             sql = self._statement(kind, table, len(chunk))
-            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
+            self._execute(connection, sql, tuple(chain.from_iterable(chunk)))
 
     def _delete(self, connection: Connection, table: Table, ids: Sequence[str]) -> None:
         for chunk in _chunks(ids):
-            connection.exec_driver_sql(self._statement("deletes", table, len(chunk)), tuple(chunk))
+            self._execute(connection, self._statement("deletes", table, len(chunk)), tuple(chunk))
 
     def _remove(self, connection: Connection, table: Table, keys: Sequence[Row]) -> None:
         for chunk in _chunks(keys):
             sql = self._statement("removes", table, len(chunk))
-            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
+            self._execute(connection, sql, tuple(chain.from_iterable(chunk)))
 
     def _update(
         self, connection: Connection, table: Table, columns: tuple[str, ...], rows: dict[str, Row]
@@ -430,15 +458,22 @@ class Journal:
             sql = self._sql.get((table, columns, len(chunk)))
             if sql is None:
                 sql = _update_sql(table, columns, len(chunk), sqlite=self._database.is_sqlite)
+                sql = self._numbered(sql)
                 self._sql[table, columns, len(chunk)] = sql
-            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
+            self._execute(connection, sql, tuple(chain.from_iterable(chunk)))
 
     def _statement(self, kind: str, table: Table, count: int) -> str:
         known = self._sql.get((kind, table, count))
         if known is None:
             known = _sql(kind, table, count, "?" if self._database.is_sqlite else "%s")
+            known = self._numbered(known)
             self._sql[kind, table, count] = known
         return known
+
+
+def _execute(connection: Connection, sql: str, values: Row) -> Iterable[Row]:
+    found = connection.exec_driver_sql(sql, values)
+    return [tuple(row) for row in found] if found.returns_rows else []
 
 
 def _sql(kind: str, table: Table, count: int, mark: str) -> str:
@@ -487,6 +522,14 @@ def _update_sql(table: Table, columns: tuple[str, ...], count: int, *, sqlite: b
 def _type(table: Table, name: str) -> str:
     kind = table.columns[name].type
     return "bigint" if isinstance(kind, BigInteger | Integer) else "text"
+
+
+def _first_group(waiting: list[Commit]) -> tuple[list[Commit], list[Commit]]:
+    """Return what is written next, and what has to wait for it."""
+    if waiting and waiting[0].alone:
+        return waiting[:1], waiting[1:]
+    size = next((at for at, commit in enumerate(waiting) if commit.alone), len(waiting))
+    return waiting[:size], waiting[size:]
 
 
 def _changed(connection: Connection, commit: Commit) -> Answer:

@@ -59,6 +59,16 @@ class StoredShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTrigger:
+    id: str
+    product_id: str
+    function_id: str
+    keys: frozenset[str]  # empty: every key
+    in_order: bool  # the runs of a device one after another, by event time
+    lateness_ms: int  # how long they wait for values with an earlier one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDevice:
     id: str
     project_id: str
@@ -82,15 +92,20 @@ def all_keys(connection: Connection) -> list[tuple[str, str, str, tuple[str, ...
     return [(row.hash, row.id, row.project_id, tuple(json.loads(row.scopes))) for row in rows]
 
 
-def all_triggers(
-    connection: Connection, product_id: str | None = None
-) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    """Return (trigger id, product id, function id, keys), of one product or of all."""
+def all_triggers(connection: Connection, product_id: str | None = None) -> list[StoredTrigger]:
+    """Return the triggers of one product, or of all."""
     query = select(triggers).where(triggers.c.on == "write", triggers.c.phase == "after")
     if product_id is not None:
         query = query.where(triggers.c.product_id == product_id)
     return [
-        (row.id, row.product_id, row.function_id, tuple(json.loads(row["keys"])))
+        StoredTrigger(
+            id=row.id,
+            product_id=row.product_id,
+            function_id=row.function_id,
+            keys=frozenset(json.loads(row["keys"])),
+            in_order=row.order == "device",
+            lateness_ms=row.lateness_ms or 0,
+        )
         for row in connection.execute(query.order_by(triggers.c.id)).mappings()
     ]
 

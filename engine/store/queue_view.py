@@ -72,12 +72,14 @@ class View:
 
 def view(connection: Connection, now_ms: int) -> View:
     found = waiting(connection, now_ms)
-    kinds = connection.execute(select(nodes.c.kind, func.count()).group_by(nodes.c.kind))
+    kinds = connection.execute(
+        select(nodes.c.kind, func.count().label("rows")).group_by(nodes.c.kind)
+    )
     lag_ms = now_ms - (connection.execute(select(func.min(schedule_cursors.c.next_ms))).scalar()
                        or now_ms)  # fmt: skip
     return View(
         waiting=found,
-        nodes={kind: count for kind, count in kinds},
+        nodes={row.kind: row.rows for row in kinds},
         jobs=_jobs(connection),
         lag_ms=lag_ms if lag_ms > LATE_MS else 0,
     )

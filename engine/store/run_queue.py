@@ -8,7 +8,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, insert, select, tuple_, update
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Text,
+    bindparam,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from engine.policies import needs_claim, read_queued
 from engine.store.changes import newest
@@ -56,9 +70,11 @@ def queue_row(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queued:
-    """One row of the queue with its event's payload, claimed for a node."""
+class Queued(msgspec.Struct, frozen=True):
+    """One row of the queue with its event's payload, claimed for a node.
+
+    A struct, in the order of the table's columns: thousands a second are made.
+    """
 
     id: str
     project_id: str
@@ -110,7 +126,7 @@ def claim(connection: Connection, project_id: str, node_id: str, now_ms: int, li
 
     Several nodes may claim at once: each row goes to one of them, and none waits for another.
     """
-    found: list[RowMapping] = []
+    found: list[Row[Any]] = []
     for priority in (HIGH, DEFAULT, LOW):
         query = (
             select(*_COLUMNS)
@@ -124,7 +140,7 @@ def claim(connection: Connection, project_id: str, node_id: str, now_ms: int, li
             .limit(limit - len(found))
             .with_for_update(skip_locked=True)
         )
-        found += connection.execute(query).mappings().all()
+        found += connection.execute(query).all()
         if len(found) >= limit:
             break
     if not found:
@@ -140,16 +156,16 @@ def claim(connection: Connection, project_id: str, node_id: str, now_ms: int, li
         cancelled = list(admitted.cancel)
         wake_ms = min((due_ms for _, due_ms in admitted.wait), default=None)
         taken = {*admitted.claim, *skips}
-        known = {row["id"] for row in special}
-        chosen = [row for row in special if row["id"] in taken]
+        known = {row.id for row in special}
+        chosen = [row for row in special if row.id in taken]
         chosen += _rows_of(connection, taken - known)  # earlier ones of an ordered lane
         place = {run_id: at for at, run_id in enumerate(admitted.claim)}
-        rows = plain + sorted(chosen, key=lambda row: place.get(row["id"], -1))
-    ids = [row["id"] for row in rows]
-    if ids:
-        mine = update(run_queue).where(run_queue.c.id.in_(ids)).values(node_id=node_id)
-        connection.execute(mine)
-    given = _events_of(connection, {row["event_id"] for row in rows if row["input"] is None})
+        rows = plain + sorted(chosen, key=lambda row: place.get(row.id, -1))
+    if rows:
+        ids = [row.id for row in rows]
+        mine = update(run_queue).where(_one_of(connection, run_queue.c.id, ids))
+        connection.execute(mine.values(node_id=node_id))
+    given = _events_of(connection, {row.event_id for row in rows if row.input is None})
     return Claim(
         rows=[_queued(row, given, skips) for row in rows],
         more=len(found) >= limit,
@@ -194,44 +210,56 @@ def soonest(connection: Connection) -> list[Due]:
 
 
 _COLUMNS: Final = [column for column in run_queue.columns if column.name != "node_id"]
+assert Queued.__struct_fields__[: len(_COLUMNS)] == tuple(column.name for column in _COLUMNS)
 
 
-def _parted(rows: list[RowMapping]) -> tuple[list[RowMapping], list[RowMapping]]:
+def _parted(rows: list[Row[Any]]) -> tuple[list[Row[Any]], list[Row[Any]]]:
     """Return the rows that just run, and those that a limit, an order or an end is set for."""
-    plain: list[RowMapping] = []
-    special: list[RowMapping] = []
+    plain: list[Row[Any]] = []
+    special: list[Row[Any]] = []
     for row in rows:
-        asks = row["lane"] is not None or needs_claim(read_queued(row["policy"]))
+        asks = row.lane is not None or needs_claim(read_queued(row.policy))
         (special if asks else plain).append(row)
     return plain, special
 
 
-def _rows_of(connection: Connection, ids: Collection[str]) -> list[RowMapping]:
+def _rows_of(connection: Connection, ids: Collection[str]) -> list[Row[Any]]:
     if not ids:
         return []
-    query = select(*_COLUMNS).where(run_queue.c.id.in_(ids))
-    return list(connection.execute(query).mappings())
+    query = select(*_COLUMNS).where(_one_of(connection, run_queue.c.id, ids))
+    return list(connection.execute(query))
 
 
 def _events_of(connection: Connection, ids: set[str | None]) -> dict[str, tuple[str, str]]:
     wanted = [event_id for event_id in ids if event_id is not None]
     if not wanted:
         return {}
-    query = select(events.c.id, events.c.payload, events.c.source).where(events.c.id.in_(wanted))
-    return {row.id: (row.payload, row.source) for row in connection.execute(query)}
+    query = select(events.c.id, events.c.payload, events.c.source)
+    found = connection.execute(query.where(_one_of(connection, events.c.id, wanted)))
+    return {row.id: (row.payload, row.source) for row in found}
+
+
+def _one_of(
+    connection: Connection, column: Column[str], ids: Collection[str]
+) -> ColumnElement[bool]:
+    """Return `column IN ids`; for PostgreSQL as one value, for 512 cost more than the statement."""
+    if connection.dialect.name == "sqlite":
+        return column.in_(ids)
+    return column == func.any(bindparam(None, list(ids), type_=ARRAY(Text)))
 
 
 def _queued(
-    row: RowMapping, given: dict[str, tuple[str, str]], skips: dict[str, tuple[str, str]]
+    row: Row[Any], given: dict[str, tuple[str, str]], skips: dict[str, tuple[str, str]]
 ) -> Queued:
-    payload, source = given.get(row["event_id"] or "", (None, None))
-    return Queued(**row, payload=payload, source=source, skip=skips.get(row["id"]))
+    payload, source = given.get(row.event_id or "", (None, None))
+    fields: tuple[Any, ...] = (*row, payload, source, skips.get(row.id))
+    return Queued(*fields)
 
 
-def _candidate(row: RowMapping) -> Candidate:
+def _candidate(row: Row[Any]) -> Candidate:
     return Candidate(
-        policy=read_queued(row["policy"]),
-        **{name: row[name] for name in _CANDIDATE_COLUMNS},
+        policy=read_queued(row.policy),
+        **{name: getattr(row, name) for name in _CANDIDATE_COLUMNS},
     )
 
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from engine.clock import iso
 from engine.ids import new_id
+from engine.quotas import SCHEDULE_CATCHUP_S
 from engine.store.deployments import live_deployment
 from engine.store.functions import find_summaries
 from engine.store.pages import Page, Paged, page_of, paged
@@ -60,7 +61,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the due times of a schedule become runs."""
 
     overlap: str = "skip"  # see engine.fires.Overlap
-    catchup_ms: int = 3_600_000  # a due time that is later than this is missed
+    catchup_ms: int = SCHEDULE_CATCHUP_S * 1000  # a due time that is later than this is missed
     jitter_ms: int = 0
     priority: int = DEFAULT
     queue: str = "default"
@@ -185,6 +186,12 @@ def list_schedules(
         query = query.where(schedules.c.function_id == function_id)
     rows = connection.execute(page_of(query, schedules.c.id, page)).mappings()
     return paged([_schedule(row) for row in rows], page, lambda schedule: schedule.id)
+
+
+def schedules_of_function(connection: Connection, function_id: str, limit: int) -> list[str]:
+    """Return names of schedules that run this function."""
+    query = select(schedules.c.name).where(schedules.c.function_id == function_id)
+    return list(connection.execute(query.order_by(schedules.c.id).limit(limit)).scalars())
 
 
 def cursors_of(connection: Connection, schedule_id: str) -> dict[str, int]:

@@ -22,6 +22,8 @@ class Trigger:
     on: str
     phase: str
     keys: tuple[str, ...]  # empty: every key
+    order: str | None  # device
+    lateness_ms: int | None
     created_ms: int
 
 
@@ -34,6 +36,8 @@ def insert_trigger(connection: Connection, trigger: Trigger) -> None:
         "on": trigger.on,
         "phase": trigger.phase,
         "keys": msgspec.json.encode(trigger.keys).decode(),
+        "order": trigger.order,
+        "lateness_ms": trigger.lateness_ms,
         "created_ms": trigger.created_ms,
     }
     connection.execute(insert(triggers).values(row))

@@ -1,13 +1,13 @@
 """Ids that senders give to their values, so that a value that is sent twice is stored once.
 
 Path:   api.writes -> journal -> here, in the transaction that stores the values
-        the retention -> `delete_expired`
+        store.retention forgets old ones
 """
 
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import Connection, delete, select, tuple_
+from sqlalchemy import Connection
 
 from engine.errors import EngineError
 from engine.store.tables import value_ids
@@ -17,7 +17,6 @@ Mark = tuple[str, str, int, str]
 """What names one value: device, key, time (NO_TIME when the sender gave none), the sender's id."""
 
 NO_TIME: Final = -(2**63)  # no time that a value can have
-KEPT_MS: Final = 7 * 24 * 3_600_000
 
 
 class SeenBefore(EngineError):
@@ -45,15 +44,3 @@ def take_ids(connection: Connection, marks: Sequence[Mark], now_ms: int) -> None
     new = insert_absent(connection, value_ids, rows)
     if len(new) < len(rows):
         raise SeenBefore(frozenset(marks).difference(new))
-
-
-def delete_expired(connection: Connection, before_ms: int, limit: int) -> int:
-    """Forget up to `limit` ids noted before that time, the oldest first; return how many."""
-    key = tuple(value_ids.primary_key)
-    oldest = (
-        select(*key)
-        .where(value_ids.c.created_ms < before_ms)
-        .order_by(value_ids.c.created_ms)
-        .limit(limit)
-    )
-    return connection.execute(delete(value_ids).where(tuple_(*key).in_(oldest))).rowcount

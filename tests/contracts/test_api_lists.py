@@ -15,6 +15,7 @@ from engine.api.problems import KINDS
 from engine.errors import EngineError
 from engine.ids import new_id
 from engine.store.journal import Commit
+from engine.store.run_queue import queue_row
 from engine.store.tables import run_queue
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     ECHO,
@@ -137,7 +138,7 @@ async def test_metrics_speak_prometheus(shared: Project) -> None:
     pattern = r'cloudcode_executions_total\{function="echo",status="succeeded",trigger="invoke"\} '
     assert re.search(pattern, response.text)
     assert 'cloudcode_queue_wait_seconds_bucket{function="echo",le="+Inf"' in response.text
-    assert 'cloudcode_queue_depth{queue="runs"}' in response.text
+    assert 'cloudcode_held{kind="runs"}' in response.text
 
 
 async def test_health_and_limits_need_no_key(shared: Project) -> None:
@@ -150,7 +151,9 @@ async def test_health_and_limits_need_no_key(shared: Project) -> None:
 
     assert health == {"status": "ok"}
     assert ready["status"] == "ok"
-    assert set(ready["checks"]) == {"database", "sandbox"}
+    assert set(ready["checks"]) == {
+        "database", "commits", "schema", "sandbox", "disk", "clock", "release", "draining",
+    }  # fmt: skip
     assert limits["handlers"]["trigger"]["wall_ms"] == {"default": 2000, "max": 60_000}
     assert limits["handlers"]["beforeStore"]["network_requests"] == 0
     assert limits["sizes"]["event_bytes"] == 256 * 1024
@@ -219,13 +222,20 @@ async def _product(project: Project, number: int) -> str:
 
 
 async def _waiting_run(project: Project, function_id: str) -> str:
-    """Queue a run that nothing takes up: the backlog learns of rows at its start or by `submit`."""
-    execution_id = new_id("exe")
+    """Queue a run that nothing takes up: its time is an hour away."""
+    execution_id, now_ms = new_id("exe"), project.platform.clock()
     commit = Commit()
-    row = (
-        execution_id, project.id, function_id, "invoke", "job", None, None, '{"a":1}',
-        execution_id, 0, project.platform.clock(),
-    )  # fmt: skip
+    row = queue_row(
+        run_id=execution_id,
+        project_id=project.id,
+        function_id=function_id,
+        cause="invoke",
+        handler="job",
+        root_id=execution_id,
+        created_ms=now_ms,
+        given='{"a":1}',
+        due_ms=now_ms + 3_600_000,
+    )
     commit.insert(run_queue, row)
     await project.platform.journal.commit(commit)
     return execution_id

@@ -450,3 +450,36 @@ async def test_failures_are_followed(project: Project) -> None:
     assert run["result"]["error"]["message"] == "no"
     assert (shown["paused"], shown["paused_reason"]) == (True, "failed 1 times in a row")
     assert shown["last_status"] == "failed"
+
+
+async def test_a_version_that_no_schedule_could_run_is_not_deployed(project: Project) -> None:
+    """Else due times would pass without a run."""
+    await schedule(project, name="s-bound")
+    other = {"source": "export default { async fetch() { return new Response(); } }"}
+    made = await project.develop.ok("POST", "/v1/functions/s-tell/versions", other)
+    body = {"versions": [{"version": made["version"], "percent": 100}]}
+
+    problem = await project.develop.refused(422, "POST", "/v1/functions/s-tell/deployments", body)
+
+    assert "s-bound" in problem["detail"]
+
+
+async def test_a_device_local_preview_is_of_each_zone(project: Project) -> None:
+    """In the order of the instants."""
+    for zone in ("Europe/Madrid", "America/New_York"):
+        await project.operate.call("POST", "/v1/products", {"name": "s-things"})
+        device = {"product": "s-things", "name": zone, "timezone": zone}
+        await project.operate.ok("POST", "/v1/devices", device)
+    await schedule(
+        project, name="s-everywhere", cron="0 7 * * *", device_local={"product": "s-things"}
+    )
+
+    found = await project.operate.ok(
+        "GET", "/v1/schedules/s-everywhere/preview",
+        params={"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z"},
+    )  # fmt: skip
+
+    assert [(item["timezone"], item["local"]) for item in found["items"]] == [
+        ("Europe/Madrid", "2026-01-01T07:00:00+01:00"),
+        ("America/New_York", "2026-01-01T07:00:00-05:00"),
+    ]

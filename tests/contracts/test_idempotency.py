@@ -4,14 +4,16 @@
 
 import asyncio
 import base64
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, insert, select, text
 
-from engine.store.tables import idempotency_keys
+from engine.ids import new_id
+from engine.store.tables import dead_letters, executions, idempotency_keys
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     ECHO,
     ON_WRITE,
@@ -68,71 +70,97 @@ async def rows(project: Project) -> list[tuple[str, str]]:
     return await project.platform.database.read(read)
 
 
+@dataclass(frozen=True)
+class Furnished:
+    """A project with something of everything."""
+
+    project: Project
+    execution: str
+    letter: str
+
+    async def post(self, what: str, key: str) -> httpx.Response:
+        scope, path, body = CREATING[what]
+        names = {"project": self.project.name, "execution": self.execution, "letter": self.letter}
+        if body and "name" in body:
+            body = body | {"name": body["name"].format(**names)}
+        caller: Caller = getattr(self.project, scope)
+        return await caller.call("POST", path.format(**names), body, **keyed(key))
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def furnished(project: Project) -> Project:
-    """A project with a function of two versions, a product and a device."""
+async def furnished(project: Project) -> Furnished:
+    develop = project.develop
     await project.function("alarm", ON_WRITE)
-    await project.develop.ok("POST", "/v1/functions/alarm/versions?deploy=true", {"source": ECHO})
-    await project.develop.ok("POST", "/v1/functions/alarm/rollback")
+    await project.function("worker", ECHO)
+    await develop.ok("POST", "/v1/functions/alarm/versions?deploy=true", {"source": ECHO})
+    await develop.ok("POST", "/v1/functions/alarm/rollback")
     await project.device()
-    return project
+    await develop.ok("POST", "/v1/schedules", {"name": "daily", "function": "worker",
+                                               "cron": "@daily"})  # fmt: skip
+    ran = await develop.call("POST", "/v1/functions/worker/invoke", 1)
+    await project.platform.journal.barrier()
+    letter = await _insert_letter(project, ran.headers["execution-id"])
+    return Furnished(project, ran.headers["execution-id"], letter)
 
 
-CREATING = {
+JOB = {"function": "worker", "payload": 1}
+LIVE = {"versions": [{"version": 1, "percent": 100}]}
+EVERY = {"name": "often", "function": "worker", "every": "1h"}
+CREATING: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "function": ("develop", "/v1/functions", {"name": "new", "source": ECHO}),
     "version": ("develop", "/v1/functions/alarm/versions", {"source": ON_WRITE}),
     "live version": ("develop", "/v1/functions/alarm/versions?deploy=true", {"source": ON_WRITE}),
-    "deployment": ("develop", "/v1/functions/alarm/deployments",
-                   {"versions": [{"version": 1, "percent": 100}]}),
+    "deployment": ("develop", "/v1/functions/alarm/deployments", LIVE),
     "rollback": ("develop", "/v1/functions/alarm/rollback", None),
     "trigger": ("develop", "/v1/triggers", {"function": "alarm", "product": "thermometer"}),
     "product": ("operate", "/v1/products", {"name": "hygrometer"}),
     "device": ("operate", "/v1/devices", {"product": "thermometer", "name": "two"}),
     "project": ("admin", "/v1/projects", {"name": "made with {project}"}),
     "API key": ("admin", "/v1/api-keys", {"name": "one", "scopes": ["ingest"]}),
-}  # fmt: skip
+    "schedule": ("develop", "/v1/schedules", EVERY),
+    "run of a schedule": ("develop", "/v1/schedules/daily/trigger", None),
+    "replay": ("develop", "/v1/executions/{execution}/replay", None),
+    "redrive": ("operate", "/v1/dead-letters/{letter}/redrive", None),
+    "job": ("develop", "/v1/jobs", JOB),
+    "jobs": ("develop", "/v1/jobs", {"jobs": [JOB, JOB]}),
+}
 
 
 @pytest.mark.parametrize("what", CREATING)
-async def test_whatever_is_created_is_created_once(furnished: Project, what: str) -> None:
+async def test_whatever_is_created_is_created_once(furnished: Furnished, what: str) -> None:
     """Sent twice: one thing, one answer; secrets that are shown once are shown again."""
-    scope, path, body = CREATING[what]
-    if body and "name" in body:
-        body = {**body, "name": body["name"].format(project=furnished.name)}
-    caller = getattr(furnished, scope)
-
-    first, again = await twice(caller, path, body)
+    first = await furnished.post(what, "k")
+    again = await furnished.post(what, "k")
 
     same(first, again)
-    assert await rows(furnished) == [("k", "answered")]
+    assert await rows(furnished.project) == [("k", "answered")]
 
 
 @pytest.mark.parametrize("what", CREATING)
 async def test_what_is_created_is_committed_with_its_key(
-    furnished: Project, what: str, database_kind: str
+    furnished: Furnished, what: str, database_kind: str
 ) -> None:
     """The transaction that creates says so to the key: a process may die right after it."""
     if database_kind != "sqlite":
         pytest.skip("the trigger that watches is written for SQLite; the code is the same")
-    scope, path, body = CREATING[what]
-    if body and "name" in body:
-        body = {**body, "name": body["name"].format(project=furnished.name)}
-    key = f"{what.replace(' ', '-')}-{furnished.id}"
-    await furnished.platform.journal.run(_watch)
+    key = f"{what.replace(' ', '-')}-{furnished.project.id}"
+    await furnished.project.platform.journal.run(_watch)
 
-    made = await getattr(furnished, scope).call("POST", path, body, **keyed(key))
+    made = await furnished.post(what, key)
 
+    states = await furnished.project.platform.database.read(_seen, key)
     assert made.is_success, made.text
-    assert await furnished.platform.database.read(_seen, key) == ["applied", "answered"]
+    assert states == (["answered"] if what in {"job", "jobs"} else ["applied", "answered"])
 
 
-async def test_an_upload_is_compared_whole(furnished: Project) -> None:
+async def test_an_upload_is_compared_whole(project: Project) -> None:
     """Its body is read by the route, and is part of the request all the same."""
     wasm = base64.b64encode(b"\0asm\1\0\0\0" + b"\0" * 100_000).decode()
+    await project.function("alarm", ECHO)
     path = "/v1/functions/alarm/versions"
-    first = await furnished.develop.call("POST", path, {"source": ECHO}, **keyed("k"))
+    first = await project.develop.call("POST", path, {"source": ECHO}, **keyed("k"))
 
-    problem = await furnished.develop.refused(422, "POST", path, {"wasm": wasm}, **keyed("k"))
+    problem = await project.develop.refused(422, "POST", path, {"wasm": wasm}, **keyed("k"))
 
     assert first.status_code == 201
     assert problem["code"] == "idempotency_mismatch"
@@ -326,6 +354,25 @@ async def test_a_function_that_a_device_calls_runs_once(project: Project) -> Non
     same(*await twice(nobody, path, {"params": 5}))
 
     assert len(await project.operate.items("/v1/executions")) == 1
+
+
+async def _insert_letter(project: Project, execution_id: str) -> str:
+    """A dead letter as the last failure of that run would have left it."""
+    letter_id = new_id("dlq")
+
+    def change(connection: Connection) -> None:
+        ran = connection.execute(select(executions).where(executions.c.id == execution_id)).one()
+        connection.execute(
+            insert(dead_letters).values(
+                id=letter_id, project_id=project.id, function_id=ran.function_id,
+                function=ran.function, handler=ran.handler, cause=ran.cause,
+                execution_id=execution_id, payload="1", queue="default", status="failed",
+                attempts=1, created_ms=1,
+            )
+        )  # fmt: skip
+
+    await project.platform.journal.run(change)
+    return letter_id
 
 
 def _watch(connection: Connection) -> None:

@@ -527,6 +527,22 @@ def test_fetch_gives_what_the_server_said(guest: Guest, mirror: str) -> None:
     assert (second["status"], second["body"]) == (418, "GET /teapot ")
 
 
+@on_every("ctx")
+def test_a_job_says_how_far_it_is(guest: Guest) -> None:
+    """At once, for whoever asks; a wrong word is an error that the guest can catch."""
+    step = {"do": "progress", "value": 0.5, "message": "half ü"}
+    payload = [step, attempt(step | {"value": 2}), timer(200)]
+    body = {"function": guest.function(), "payload": payload}
+
+    made = guest.engine.ok("POST", "/v1/jobs", body)
+    job = guest.engine.ok("GET", f"/v1/jobs/{made['id']}?wait=20")
+
+    assert (job["status"], job["handler"]) == ("succeeded", "job"), job
+    assert (job["progress"]["value"], job["progress"]["message"]) == (0.5, "half ü")
+    assert job["result"][0] is None
+    assert "progress must be 0 to 1, not 2" in json.dumps(job["result"][1])
+
+
 @on_every("kv")
 def test_a_run_reads_its_own_keys(guest: Guest) -> None:
     """What it has put and deleted so far; then it is stored, and the next run finds it."""

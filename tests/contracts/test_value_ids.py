@@ -9,8 +9,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, func, select
 
-from engine.store.tables import events, value_ids
-from engine.store.value_ids import delete_expired
+from engine.store.tables import events
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     ON_WRITE,
     Caller,
@@ -199,23 +198,3 @@ async def test_an_id_may_be_any_text(timeline: Timeline) -> None:
     for value_id in ("é" * 128, "a b\nc", "'; DROP TABLE value_ids --"):
         assert (await timeline.write(value(value_id)))[0] == 201
         assert (await timeline.write(value(value_id)))[0] == 200
-
-
-async def test_ids_are_forgotten_in_steps(timeline: Timeline) -> None:
-    """The oldest first; what is forgotten is new again."""
-    await timeline.write(*(value(str(n)) for n in range(3)))
-    journal = timeline.project.platform.journal
-    now_ms = timeline.project.platform.clock()
-
-    def count(connection: Connection) -> int:
-        query = select(func.count()).where(value_ids.c.device_id == timeline.id)
-        return connection.execute(query).scalar_one()
-
-    kept = await journal.run(delete_expired, 0, 10)
-    steps = [await journal.run(delete_expired, now_ms + 1, limit) for limit in (2, 10_000, 10)]
-
-    assert kept == 0
-    assert steps[0] == 2
-    assert steps[2] == 0
-    assert await timeline.project.platform.database.read(count) == 0
-    assert (await timeline.write(value("1")))[0] == 201

@@ -1,4 +1,4 @@
-"""All parts of a cluster are killed, paused and restarted under load; `make chaos` does it longer"""
+"""All parts of a cluster are killed, paused and restarted under load; `make chaos` does more."""
 
 # ruff: noqa: T201 - the seed and the counts of what was injected are printed
 

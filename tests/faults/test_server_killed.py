@@ -50,7 +50,7 @@ def test_kill_loses_and_doubles_nothing(own_engine: Callable[..., Engine], tmp_p
             f" {len(maybe_twice)} deliveries on their way at a kill, {len(twice)} came twice"
         )
         assert load.promises.bodies == []
-        assert 'cloudcode_queue_depth{queue="runs"} 0.0' in engine.client.get("/metrics").text
+        assert 'cloudcode_held{kind="runs"} 0.0' in engine.client.get("/metrics").text
         assert len(load.promises.writes) > 100
         assert len(load.promises.runs) > 20
         assert twice <= maybe_twice

@@ -83,7 +83,6 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "engine/outbox.py": "the loop of sends: a bug in one connector stops no other",
     "engine/scheduler.py": "the loop of due times: one bad turn must not stop all schedules",
     "engine/store/journal.py": "a change's own exception goes to its caller, alone",
-    "engine/wiring.py": "whatever the database raises, the operator reads it in /readyz",
     "jobs/bus.py": "the loops of messages between nodes: they begin anew, and log it",
     "jobs/rq_node.py": "whoever takes a ticket has lost that one alone",
     "jobs/rq_tickets.py": "the loop of tickets going out: its thread outlives our mistake",

@@ -21,7 +21,6 @@ from engine.idempotency import (
     fingerprint,
 )
 from engine.store.database import Database
-from engine.store.idempotency import delete_expired
 from engine.store.journal import Commit, Journal
 from engine.store.nodes import NewNode, register
 from engine.store.tables import idempotency_keys, nodes, projects
@@ -70,8 +69,8 @@ class Stage:
 
 
 @pytest_asyncio.fixture
-async def stage(new_database_url: Callable[[], str]) -> AsyncIterator[Stage]:
-    database = Database(new_database_url())
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    database = Database(database_url)
     database.migrate()
     vault = Vault(b"k" * 32)
     made: list[Stage] = []
@@ -301,18 +300,6 @@ async def test_a_key_is_free_after_a_day(stage: Stage) -> None:
 
     assert isinstance(last, Answer)
     assert isinstance(await stage.one.claim(request="another"), Claim)
-
-
-async def test_expired_keys_are_deleted_in_steps(stage: Stage) -> None:
-    """The oldest first, as many as asked."""
-    for number in range(3):
-        stage.now_ms = number
-        await settle(await stage.one.claimed(f"k{number}"))
-
-    steps = [await stage.one.journal.run(delete_expired, 2, limit) for limit in (1, 5, 5)]
-
-    assert steps == [1, 1, 0]
-    assert [key for key, _ in await stage.database.read(_answers)] == ["k2"]
 
 
 @pytest.mark.parametrize("key", ["", "a b", "ü", "a\tb", "a\x7f", "a" * 256])

@@ -1,6 +1,7 @@
 """What several nodes may do to one job at the same time: each thing happens once."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, func, insert, select
 from engine.ids import new_id
 from engine.jobs import Status
 from engine.policies import Queued
-from engine.store.cancellations import cancel_runs, lanes_of
+from engine.store.cancellations import cancel_runs, cancel_waiting, lanes_of
 from engine.store.database import Database
 from engine.store.dead_letters import Revival, revive
 from engine.store.job_keys import KEPT_MS, KeysKnown, KeyUse, claim_keys
@@ -317,3 +318,39 @@ async def test_only_a_run_that_is_still_there_says_how_far_it_is(
     await node.run(keep_progress, job_id, run_id, "too late")
 
     assert rows(database, select(jobs.c.progress, jobs.c.status)) == [("first", "cancelled")]
+
+
+async def test_a_functions_runs_end_with_it_or_before(
+    nodes: list[Journal], database: Database
+) -> None:
+    """While another node ends them: each is on record once."""
+    owner, other = nodes
+    ids = await owner.run(put_jobs, 600, node_id="node_a")
+
+    def record(run_id: str) -> tuple[Any, ...]:
+        known = {"project_id": "prj_1", "id": run_id, "status": "succeeded"}
+        return tuple(
+            known.get(name, 0 if column.type.python_type is int else "")
+            for name, column in executions.columns.items()
+        )
+
+    async def end(run_id: str) -> bool:
+        commit = Commit(claims=[run_id])
+        commit.insert(executions, record(run_id))
+        try:
+            await owner.commit(commit)
+        except LeaseLost:
+            return False
+        return True
+
+    answers = await at_once(
+        *(partial(end, run_id) for _, run_id in ids[:300]),
+        partial(other.run, cancel_waiting, "fn_1", "one", NOW),
+        *(partial(end, run_id) for _, run_id in ids[300:]),
+    )
+
+    statuses = Counter(rows(database, select(executions.c.status)))
+    assert all(isinstance(answer, bool | None) for answer in answers), answers
+    assert statuses["succeeded",] == answers.count(True)
+    assert statuses.total() == 600
+    assert count(database, run_queue) == 0

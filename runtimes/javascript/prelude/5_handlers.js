@@ -74,8 +74,11 @@ function invoke(input) {
 function invokeModule(holder, handler, name, input) {
   const run = current;
   const context = contextOf(run);
-  const returned = apply(handler, holder, [name === "fetch" ? requestOf(input) : input, envOf(run), context]);
+  const batch = name === "queue" ? batchOf(input) : null;
+  const given = batch !== null ? batch.shown : name === "fetch" ? requestOf(input) : input;
+  const returned = apply(handler, holder, [given, envOf(run), context]);
   const conclude = (value) => {
+    if (batch !== null) return end(run, true, batch.verdict());
     if (name !== "fetch") return end(run, true, value);
     if (!(value instanceof Response)) return end(run, false, new TypeError("the fetch handler has to return a Response"));
     const wire = { status: value.status, headers: [...value.headers], ...Body.wire(value) };
@@ -88,6 +91,36 @@ function requestOf(input) {
   const body = input.body_base64 ? Uint8Array.fromBase64(input.body) : input.body;
   const bodyless = input.method === "GET" || input.method === "HEAD";
   return new Request(input.url, { method: input.method, headers: input.headers, body: bodyless ? undefined : body });
+}
+
+// What the `queue` handler gets. It says of each message what becomes of it: the first word counts,
+// its own before the whole batch's, and silence means done. The engine gets what is to come again.
+function batchOf(input) {
+  const { queue, messages } = input;
+  const said = create(null); // message id -> {delaySeconds}, or null: done
+  let ofTheRest; // the same for those that said nothing
+  const again = (options) => ({ delaySeconds: options?.delaySeconds });
+  for (let i = 0; i < messages.length; i++) {
+    const { id, timestamp, body, attempts } = messages[i];
+    const say = (word) => { if (said[id] === undefined) said[id] = word; };
+    messages[i] = freeze({
+      id, timestamp: new RealDate(timestamp), body, attempts,
+      ack: () => say(null), retry: (options) => say(again(options)),
+    });
+  }
+  const ids = list();
+  for (let i = 0; i < messages.length; i++) put(ids, messages[i].id);
+  const sayForAll = (word) => { if (ofTheRest === undefined) ofTheRest = word; };
+  const verdict = () => {
+    let retry = "";
+    for (let i = 0; i < ids.length; i++) {
+      const word = said[ids[i]] === undefined ? ofTheRest : said[ids[i]];
+      if (word) retry += (retry && ",") + stringify({ __proto__: null, id: ids[i], delaySeconds: word.delaySeconds });
+    }
+    return parse('{"retry":[' + retry + "]}");
+  };
+  const shown = freeze({ queue, messages: freeze(messages), ackAll: () => sayForAll(null), retryAll: (options) => sayForAll(again(options)) });
+  return { shown, verdict };
 }
 
 function contextOf(run) {

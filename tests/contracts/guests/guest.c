@@ -240,6 +240,12 @@ static outcome key_value(json step) {
   return answered(&ask);
 }
 
+static outcome progress(json step) {
+  json_output ask = engine_ask("job.progress");
+  copy_members(&ask, step, (const char *[]){"value", "message", NULL});
+  return answered(&ask);
+}
+
 // The value of a header in [[name, value], ...]; names are in lower case.
 static json header_of(json headers, const char *wanted) {
   json pair, name, value;
@@ -369,7 +375,7 @@ static const struct {
   {"work", work}, {"timer", timer}, {"chance", chance}, {"text", text}, {"count", count_runs},
   {"spin", spin}, {"allocate", allocate}, {"read", read_values}, {"write", write_values},
   {"list", list_devices}, {"kv", key_value}, {"send", send_message}, {"fetch", fetch}, {"context", context},
-  {"env", env},
+  {"env", env}, {"progress", progress},
   {"call", call}, {"getenv", from_getenv}, {"arguments", arguments}, {"nap", nap}, {"say", say},
   {"divide", divide}, {"stray", stray},
 };

@@ -11,6 +11,7 @@ const worldOf = (handler, env, ctx) => ({
     if (operation === "list") return env.KV.list({ prefix, limit, cursor, namespace });
     return env.KV[operation](key, { namespace });
   },
+  progress: ({ value, message }) => ctx.progress(value, message),
   send: ({ connection, message }) => env[connection].send(message),
   fetch: async ({ url, method = "GET", body }) => {
     const response = await fetch(url, { method, body: body === undefined ? undefined : JSON.stringify(body) });
