@@ -28,6 +28,7 @@ from engine.policies import read_queued
 from engine.run import Run
 from engine.store import nodes as store_nodes
 from engine.store import run_queue as store
+from engine.store.cancellations import cancel_deleted, cancel_runs
 from engine.store.database import Database
 from engine.store.flow import unpark_stale
 from engine.store.journal import Journal
@@ -102,6 +103,7 @@ class Backlog:
         self._poller: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
         self._closing = False
+        self._lost = False  # this node was taken over, and is no new one yet
 
     @property
     def count(self) -> int:
@@ -143,7 +145,8 @@ class Backlog:
             self._timers[key] = (due_ms, timer)
 
     def look(self) -> None:
-        """Look for free rows now: somebody has left some."""
+        """Look for free rows now: somebody has left some, or this node is one again."""
+        self._lost = False
         self._look.set()
 
     def take_ticket(self, ticket: Ticket) -> None:
@@ -168,7 +171,11 @@ class Backlog:
                 self._stop(run)
 
     def drop_all(self) -> None:
-        """Stop everything: this node was taken over, and all of it is somebody else's."""
+        """Stop everything: this node was taken over, and all of it is somebody else's.
+
+        Until `look` nothing is claimed: it would be a dead node's.
+        """
+        self._lost = True
         for run in tuple(self._held.values()):
             self._stop(run)
         self._wanted.update(self._shares)
@@ -203,6 +210,7 @@ class Backlog:
         return (
             self._runs_here
             and not self._closing
+            and not self._lost
             and self._shares[project_id] < self._window
             and self._held_bytes < HELD_BYTES_MAX
         )
@@ -288,25 +296,33 @@ class Backlog:
         claim = await self._journal.run_alone(
             store.claim, project_id, node_id, self._clock(), min(room, CLAIM_ROWS)
         )
-        if claim.cancelled:
-            self._cancelled(claim.cancelled)
         if claim.wake_ms is not None:
             self.wake(project_id, due_ms=claim.wake_ms)
         if claim.more and self._shared:
             self._tickets.issue(Ticket(project_id, store.DEFAULT))  # others may help
         try:
+            if claim.cancelled:  # not with the claim: who ends one of them may wait for its lane
+                now_ms = self._clock()
+                await self._journal.run(
+                    cancel_runs, project_id, claim.cancelled, now_ms, "a newer one took its place"
+                )
+                self._cancelled(claim.cancelled)
             await self._changes.catch_up(claim.changes_seq)
-            for row in claim.rows:
-                await self._admit(row, node_id)
+            strays = [row.id for row in claim.rows if not await self._admit(row, node_id)]
+            if strays:
+                await self._journal.run(cancel_deleted, project_id, strays, self._clock())
         except EngineError:
             await self._give_back([row.id for row in claim.rows if row.id not in self._held])
             raise
         return claim.more
 
-    async def _admit(self, row: store.Queued, node_id: str) -> None:
+    async def _admit(self, row: store.Queued, node_id: str) -> bool:
+        """Take a row that was claimed; return whether its function is known."""
         run = await self._revive(row)
-        if run is None or row.id in self._held or node_id != self._journal.node_id:
-            return
+        if run is None:
+            return False
+        if row.id in self._held or node_id != self._journal.node_id:
+            return True
         run.owner = node_id
         if row.skip is not None:
             run.skip_reason, message = row.skip
@@ -318,9 +334,10 @@ class Backlog:
             run.error = GuestError(name="Crash", message=message)
         if run.outcome is None:
             self._take(run)
-            return
-        run.ended_ns = run.created_ns
-        self._settle(run)
+        else:
+            run.ended_ns = run.created_ns
+            self._settle(run)
+        return True
 
     async def _poll_forever(self) -> None:
         polls_count = 0
@@ -381,7 +398,7 @@ class Backlog:
     async def _revive(self, row: store.Queued) -> Run | None:
         function = self._catalogue.function_by_id(row.function_id)
         if function is None:
-            return None  # its deletion is on its way to take the row too
+            return None  # deleted
         version = function.choose(row.id)
         device = None
         if row.device_id is not None:

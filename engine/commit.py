@@ -25,8 +25,8 @@ from engine.events import Events
 from engine.ids import new_id
 from engine.jobs import Status
 from engine.metrics import Metrics
-from engine.policies import LANES, write_queued
-from engine.retries import Again, Over, decide
+from engine.policies import LANES, PLAIN, write_queued
+from engine.retries import OVER, Again, Over, decide
 from engine.run import CallEffect, KeyValueEffect, Run, WriteEffect
 from engine.stacks import authors_stack
 from engine.store import schedules
@@ -126,13 +126,15 @@ class Settler:
         if run.owner is None or run.owner != self._journal.node_id:
             self._lost(run)
             return
-        follows = decide(run.outcome, run.attempt, run.policy, self._clock(), self._rng)
-        nothing_else = run.job_id is None and run.lane is None and not run.policy.watched
-        no_effects = not run.effects or run.outcome is not Outcome.SUCCEEDED
-        if nothing_else and no_effects and follows == Over():
-            self._journal.record(executions, _record(run, []), claim=run.execution_id)
-            self._ended(run, (), ())
-            return
+        if run.policy is PLAIN and run.job_id is None and run.lane is None:
+            # The usual run of a device's write: it is tried once, and nothing waits for its end.
+            follows: Again | Over = OVER
+            if not run.effects or run.outcome is not Outcome.SUCCEEDED:
+                self._journal.record(executions, _record(run, []), claim=run.execution_id)
+                self._ended(run, (), ())
+                return
+        else:
+            follows = decide(run.outcome, run.attempt, run.policy, self._clock(), self._rng)
         commit = Commit(claims=[run.execution_id])
         happened = self._happened(run, commit)
         self._follow(run, follows, commit, happened)
@@ -140,8 +142,9 @@ class Settler:
             commit.gather(LANES, run.lane)
             if run.policy.order and isinstance(follows, Again):
                 commit.change = partial(hold_back, lane=run.lane, node_id=run.owner)
-        if run.policy.watched and not isinstance(follows, Again):
-            self._tell_schedule(run, commit)
+        over = not isinstance(follows, Again)
+        if run.policy.watched and over and run.outcome not in (Outcome.SKIPPED, Outcome.CANCELLED):
+            self._tell_schedule(run, commit)  # what did not run has not failed
         self._submit(run, commit, happened)
 
     def _settle_messages(self, batch: Run) -> None:

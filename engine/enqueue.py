@@ -5,17 +5,17 @@ Never:  makes a run this node's that needs a decision at its claim: a limit, an 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from engine.catalogue import Trigger
 from engine.flow import due_at, in_order, queued_for
-from engine.policies import NONE, needs_claim, write_queued
+from engine.policies import NONE, PLAIN, needs_claim, write_queued
 from engine.run import Run
 from engine.store.flow import note
 from engine.store.journal import Commit
-from engine.store.run_queue import queue_row
 from engine.store.tables import run_queue
 
+ROW_COLUMNS: Final = 21
 Owner = Callable[[str], str | None]
 """Says whose a new run of a project is: this node's id, or None when any node may claim it."""
 
@@ -42,7 +42,8 @@ def in_turn(run: Run, trigger: Trigger, position_ms: int) -> None:
 def enqueue(commit: Commit, run: Run, owner: Owner) -> None:
     """Have `run` queued when `commit` is on disk; then hand it to `Backlog.submit`."""
     run.queued = True
-    at_once = run.due_ms <= run.created_ms and run.lane is None and not needs_claim(run.policy)
+    is_plain = run.policy is PLAIN or not needs_claim(run.policy)
+    at_once = is_plain and run.lane is None and run.due_ms <= run.created_ms
     run.owner = owner(run.version.project_id) if at_once else None
     commit.insert(run_queue, row_of(run, run.execution_id))
     if run.policy.flow is not None:
@@ -50,27 +51,19 @@ def enqueue(commit: Commit, run: Run, owner: Owner) -> None:
 
 
 def row_of(run: Run, run_id: str) -> tuple[Any, ...]:
-    """Return the run's row under this id: its own, or that of its next attempt."""
+    """Return the run's row under this id: its own, or that of its next attempt.
+
+    As `queue_row` does, column by column: this is on the way of every event.
+    """
     version = run.version
-    return queue_row(
-        run_id=run_id,
-        project_id=version.project_id,
-        function_id=version.function_id,
-        cause=run.cause,
-        handler=run.handler,
-        root_id=run.root_id,
-        created_ms=run.created_ms,
-        depth=run.depth,
-        event_id=run.event_id,
-        device_id=None if run.device is None else run.device.id,
-        given=None if run.event_id is not None else run.input.decode(),
-        due_ms=run.due_ms,
-        priority=run.priority,
-        node_id=run.owner,
-        attempt=run.attempt,
-        job_id=run.job_id,
-        schedule_id=run.schedule_id,
-        lane=run.lane,
-        position_ms=run.position_ms,
-        policy=write_queued(run.policy),
-    )
+    return (
+        run_id, version.project_id, version.function_id, run.cause, run.handler, run.event_id,
+        None if run.device is None else run.device.id,
+        None if run.event_id is not None else run.input.decode(),
+        run.root_id, run.depth, run.created_ms, run.due_ms or run.created_ms, run.priority,
+        run.owner, run.attempt, 0, run.job_id, run.schedule_id, run.lane, run.position_ms,
+        None if run.policy is PLAIN else write_queued(run.policy),
+    )  # fmt: skip
+
+
+assert len(run_queue.columns) == ROW_COLUMNS, "row_of has another number of columns"

@@ -1,12 +1,10 @@
 """Decides who may run now: limits, order, throttles, debounces, singletons. Pure.
 
-Path:   events, commit, jobs -> `queued_for`: a run is queued
-        store.run_queue -> store.flow -> `decide`: it shall be claimed
+Path:   enqueue -> `queued_for`: a run is queued;  store.flow -> `decide`: it shall be claimed
 Never:  touches the store or a clock: what the tables hold is given, what shall change is returned.
 
 A **lane** names the runs that share a limit or an order; a run has one at most. Of a full lane the
-rest is parked: no claim looks at it until a run of the lane ends. Throttle, rate limit and
-debounce are gates: a run passes them once, at its first attempt, and carries a stamp from then on.
+rest is parked. Throttle, rate limit and debounce are gates: a run passes them once.
 """
 
 import hashlib

@@ -29,7 +29,6 @@ from engine.policies import (
 )
 from engine.quotas import BACKOFF_S_MAX, JOB_AHEAD_S_MAX, JOB_KEY_CHARS_MAX, PARAMS_BYTES_MAX
 from engine.run import Run
-from engine.store.flow import note
 from engine.store.jobs import job_row
 from engine.store.journal import Commit
 from engine.store.run_queue import PRIORITIES
@@ -191,7 +190,6 @@ def take_job(
         policy=queued,
     )
     enqueue(commit, run, owner)
-    note(commit, queued, execution_id, now_ms)
     commit.insert(
         jobs,
         job_row(

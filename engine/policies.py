@@ -130,4 +130,4 @@ def read_queued(text: str | None) -> Queued:
 
 def write_queued(queued: Queued) -> str | None:
     """Return the JSON for `run_queue.policy`; None when there is nothing to say."""
-    return None if queued == PLAIN else msgspec.json.encode(queued).decode()
+    return None if queued is PLAIN or queued == PLAIN else msgspec.json.encode(queued).decode()

@@ -17,7 +17,6 @@ from engine.clock import Clock
 from engine.errors import EngineError
 from engine.store.database import Database
 from engine.store.queue_view import View, view
-from engine.store.reading import read
 
 FRESH_S: Final = 5.0  # so long the numbers are not read again
 WAIT_S: Final = 1.0  # a scrape waits at most so long for them
@@ -79,7 +78,7 @@ class QueueGauges:
     async def _read(self) -> None:
         try:
             now_ms = self._clock()
-            self._view = await read(self._database, view, now_ms)
+            self._view = await self._database.read(view, now_ms)
             self._now_ms = now_ms
         except EngineError as error:
             self._view = None

@@ -24,7 +24,6 @@ from engine.store.database import Database
 from engine.store.journal import Journal
 from engine.store.nodes import beat
 from engine.store.nodes_view import Look, look
-from engine.store.reading import read
 from engine.store.schema import known_revisions
 
 WATCH_S: Final = 10.0  # between two looks of its own, for the log
@@ -236,7 +235,7 @@ class Readiness:
             if self._monotonic() - self._looked_s > FRESH_S:
                 try:
                     async with asyncio.timeout(ANSWER_S):
-                        self._look = await read(self._database, look)
+                        self._look = await self._database.read(look)
                 except (EngineError, TimeoutError):
                     self._look = None
                 self._looked_s = self._monotonic()

@@ -13,7 +13,7 @@ from engine.control import Control
 from engine.errors import Conflict, Invalid, NotFound
 from engine.policies import write_queued
 from engine.quotas import BULK_RUNS_MAX
-from engine.reruns import Rerun, Workbench, plan
+from engine.reruns import Workbench, plan
 from engine.store.executions import AtWork, ExecutionFilter, count_runs, find_execution, run_ids
 from engine.store.journal import Commit
 from engine.store.replays import Given, ended_runs
@@ -145,7 +145,7 @@ async def _replay(bench: Workbench, project_id: str, ids: Sequence[str]) -> Done
     now_ms = bench.clock()
     found: dict[str, Given] = await bench.database.read(ended_runs, project_id, ids)
     for execution_id, given in found.items():
-        planned = await _planned(bench, given)
+        planned = await plan(bench, given)
         if isinstance(planned, str):
             done.skipped[execution_id] = planned
             continue
@@ -170,9 +170,3 @@ async def _replay(bench: Workbench, project_id: str, ids: Sequence[str]) -> Done
         await bench.journal.commit(commit)
         bench.backlog.wake(project_id)
     return done
-
-
-async def _planned(bench: Workbench, given: Given) -> Rerun | str:
-    if given.handler == "queue":
-        return "it was a batch of messages; those that failed are among the dead letters"
-    return await plan(bench, given)

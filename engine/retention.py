@@ -26,7 +26,6 @@ from engine.store import retention as store
 from engine.store import retention_values as values_store
 from engine.store.database import Database
 from engine.store.journal import Commit, Journal
-from engine.store.reading import read
 from engine.store.retention import Ask
 from engine.store.tables import values
 
@@ -140,7 +139,7 @@ class Retention:
                 _log.warning("retention_failed", error=str(error))
 
     async def _is_its_turn(self) -> bool:
-        node_id, database_ms = await read(self._database, store.whose_turn)
+        node_id, database_ms = await self._database.read(store.whose_turn)
         if database_ms is not None and abs(database_ms - self._clock()) > JUMP_S * 1000:
             _log.warning("retention_waits_for_clock", database=iso(database_ms))
             return False
@@ -151,7 +150,7 @@ class Retention:
     async def _turns(self) -> bool:
         """Return whether there is more."""
         now_ms = self._clock()
-        rules = await read(self._database, store.rules_of_all)
+        rules = await self._database.read(store.rules_of_all)
         kept = {project_id: keeps(self._keep, said) for project_id, said in rules.items()}
         more = await self._own(now_ms)
         more |= await self._by_age(kept, now_ms)
@@ -167,7 +166,7 @@ class Retention:
         more = False
         for name, age_ms in OWN_MS.items():
             before_ms, left = now_ms - age_ms, TURN_ROWS
-            more_of_it = await read(self._database, store.is_forgettable, name, before_ms, now_ms)
+            more_of_it = await self._database.read(store.is_forgettable, name, before_ms, now_ms)
             while more_of_it and left > 0:
                 rows = self._step_rows
                 done = await self._step(store.forget, name, before_ms, now_ms, rows)
@@ -187,7 +186,7 @@ class Retention:
         more = False
         for at in range(0, len(asks), ASKS):
             some = asks[at : at + ASKS]
-            found = await read(self._database, store.due, some, STEP_ROWS_MAX)
+            found = await self._database.read(store.due, some, STEP_ROWS_MAX)
             for ask, ids in zip(some, found, strict=True):
                 more |= await self._take(ask, now_ms, ids)
         return more
@@ -205,7 +204,7 @@ class Retention:
             others = [one for age, ids in groups.items() if age != age_ms for one in ids]
             named = others if age_ms == usual else project_ids
             ask = self._ask(Kind.EVENTS, tuple(named), now_ms - age_ms, all_but=age_ms == usual)
-            (ids,) = await read(self._database, store.due, [ask], STEP_ROWS_MAX)
+            (ids,) = await self._database.read(store.due, [ask], STEP_ROWS_MAX)
             more |= await self._take(ask, now_ms, ids)
         return more
 
@@ -219,7 +218,7 @@ class Retention:
             cut = await cut_id(self._database, project_id, kind, keep)
         if cut is not None:
             ask = Ask(kind=kind.value, project_ids=(project_id,), until_id=cut)
-            (ids,) = await read(self._database, store.due, [ask], STEP_ROWS_MAX)
+            (ids,) = await self._database.read(store.due, [ask], STEP_ROWS_MAX)
             if await self._take(ask, now_ms, ids):
                 self._cuts[key] = cut
                 return True
@@ -238,8 +237,8 @@ class Retention:
         before_ms = max((end for end in ends if end is not None), default=None)
         since, left, more = ("", ""), TURN_ROWS, before_ms is not None
         while more and left > 0:
-            found = await read(
-                self._database, values_store.old_values, project_id, before_ms, since, STEP_ROWS_MAX
+            found = await self._database.read(
+                values_store.old_values, project_id, before_ms, since, STEP_ROWS_MAX
             )
             if found:
                 await self._remove_values(found)
@@ -264,8 +263,8 @@ class Retention:
         if keep.age_ms is None:
             return False
         before_ms = now_ms - keep.age_ms
-        ids = await read(
-            self._database, store.schedules_with_old_fires, project_id, before_ms, SCHEDULES
+        ids = await self._database.read(
+            store.schedules_with_old_fires, project_id, before_ms, SCHEDULES
         )
         if not ids:
             return False
@@ -296,7 +295,7 @@ class Retention:
         """Delete what goes, beginning with `ids`; return whether the turn was over before that."""
         needed = frozenset[str]()
         if ask.kind == Kind.EVENTS and ids:
-            found = await read(self._database, store.events_needed, ask.until_id)
+            found = await self._database.read(store.events_needed, ask.until_id)
             if found is None:
                 _log.warning("retention_of_events_waits", needed=store.HELD_EVENTS_MAX)
                 return False
@@ -316,7 +315,7 @@ class Retention:
             if left <= 0:
                 self._has_walked(ask, ask.after_id)
                 return True
-            (ids,) = await read(self._database, store.due, [ask], STEP_ROWS_MAX)
+            (ids,) = await self._database.read(store.due, [ask], STEP_ROWS_MAX)
 
     def _has_walked(self, ask: Ask, until_id: str) -> None:
         """Remember that nothing goes by age up to that id: what is there is kept, or needed."""

@@ -14,7 +14,6 @@ from engine.retention_rules import HOUR_MS, Keep, Kind
 from engine.store import retention as store
 from engine.store import retention_values as values
 from engine.store.database import Database
-from engine.store.reading import read
 
 CHUNK_ROWS: Final = 5_000  # 5 to 8 ms of a reader's time
 DEVICES: Final = 100
@@ -57,14 +56,13 @@ async def cut_id(
         return None
     rows_left, bytes_left, before = keep.rows, keep.bytes, None
     while time.monotonic() < until_s:
-        found = await read(
-            database, store.counted, kind.value, project_id, before_id=before, rows_max=CHUNK_ROWS
+        found = await database.read(
+            store.counted, kind.value, project_id, before_id=before, rows_max=CHUNK_ROWS
         )
         if found is None:
             return None
         if _is_over(found.rows, rows_left) or _is_over(found.bytes, bytes_left):
-            return await read(
-                database,
+            return await database.read(
                 store.cut_within,
                 kind.value,
                 project_id,
@@ -131,7 +129,7 @@ async def usage(
     before_ms = None if keep.age_ms is None else now_ms - keep.age_ms
     if kind is Kind.SCHEDULE_FIRES:
         old_ms = store.LAST_MS * -1 if before_ms is None else before_ms
-        rows, old_rows, oldest_ms = await read(database, store.count_fires, project_id, old_ms)
+        rows, old_rows, oldest_ms = await database.read(store.count_fires, project_id, old_ms)
         return Usage(rows=rows, oldest_ms=oldest_ms, over_rows=old_rows)
     if kind is Kind.VALUES:
         return await _usage_of_values(database, project_id, keep, before_ms, until_s)
@@ -172,8 +170,7 @@ async def _walk(
     """
     before = None if below is None else below + "~"  # sorts after it, and before the next id
     while time.monotonic() < until_s:
-        found = await read(
-            database,
+        found = await database.read(
             store.counted,
             kind.value,
             project_id,
@@ -198,12 +195,12 @@ async def _usage_of_values(
     while True:
         if time.monotonic() > until_s:
             return replace(total, complete=False)
-        ids = await read(database, values.devices_after, project_id, after, DEVICES)
+        ids = await database.read(values.devices_after, project_id, after, DEVICES)
         if not ids:
             return total
         after = ids[-1]
-        buckets = await read(database, values.histogram, ids, unit_ms=HOUR_MS)
-        over = await read(database, values.count_older, ids, max(ends)) if ends else (0, 0)
+        buckets = await database.read(values.histogram, ids, unit_ms=HOUR_MS)
+        over = await database.read(values.count_older, ids, max(ends)) if ends else (0, 0)
         if buckets:
             total = total.plus(
                 rows=sum(one.rows for one in buckets),
@@ -225,12 +222,12 @@ async def _histogram(
     found: dict[int, values.Bucket] = {}
     after = ""
     while time.monotonic() < until_s:
-        ids = await read(database, values.devices_after, project_id, after, DEVICES)
+        ids = await database.read(values.devices_after, project_id, after, DEVICES)
         if not ids:
             return found
         after = ids[-1]
-        for one in await read(
-            database, values.histogram, ids, unit_ms=unit_ms, from_ms=from_ms, to_ms=to_ms
+        for one in await database.read(
+            values.histogram, ids, unit_ms=unit_ms, from_ms=from_ms, to_ms=to_ms
         ):
             known = found.get(one.from_ms)
             if known is not None:

@@ -30,6 +30,9 @@ class Over:
     dead: bool = False
 
 
+OVER: Final = Over()
+
+
 def decide(
     outcome: Outcome, attempt: int, policy: Queued, now_ms: int, rng: Random
 ) -> Again | Over:

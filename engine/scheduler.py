@@ -51,6 +51,8 @@ RETRY_S: Final = 1.0  # after the database refused
 UNKNOWN_MS: Final = 5_000  # a function that another node has just made may be unknown for so long
 ZONES_S: Final = 30.0  # between two looks for time zones in which devices are new
 LOOK_BACK_MS: Final = 2 * int(ZONES_S * 1000)  # what a new time zone may have missed by then
+# What a stored schedule raises that a later release wrote, or whose time zone is known no more.
+UNREADABLE: Final = (ValueError, KeyError, msgspec.MsgspecError)
 REPLACED: Final = "the next run of the schedule has taken its place"
 _log = structlog.get_logger()
 
@@ -174,8 +176,8 @@ class Scheduler:
         """Do what is to be done now; return for how long there is nothing."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._zones_at_s:
+            self._zones_at_s = loop.time() + ZONES_S  # also if it fails: what is due comes first
             await self.find_zones()
-            self._zones_at_s = loop.time() + ZONES_S
         next_ms = await self._database.read(store.next_due)
         if next_ms is None:
             return POLL_S
@@ -294,9 +296,7 @@ class _Firing:
         try:
             spec = read_spec(due.spec).in_zone(due.timezone)
             return due_times(spec, due.next_ms, self._now_ms, _options(due).catchup_ms)
-        except (ValueError, KeyError, msgspec.MsgspecError) as error:
-            # A later release wrote it, or the time zone database has lost a zone: one bad schedule
-            # must not stop the others.
+        except UNREADABLE as error:  # one bad schedule must not stop the others
             _log.error("schedule_broken", schedule_id=due.schedule_id, error=str(error))
             pause(self._connection, due.schedule_id, f"cannot be read: {error}", self._now_ms)
             self._done.moved += 1
@@ -387,9 +387,13 @@ def _new_zones(connection: Connection, now_ms: int) -> tuple[list[Cursor], list[
         needless += [(one.id, zone) for zone in known[one.id] - zones[one.product_id]]
         since_ms = max(one.updated_ms, now_ms - LOOK_BACK_MS)
         for zone in zones[one.product_id] - known[one.id]:
-            if is_zone(zone):  # a device's may be one that this machine does not know
-                next_ms = next_after(one.spec.in_zone(zone), since_ms)
-                lacking.append((one.id, zone, NEVER_MS if next_ms is None else next_ms))
+            if not is_zone(zone):  # a device's may be one that this machine does not know
+                continue
+            try:
+                next_ms = next_after(read_spec(one.spec).in_zone(zone), since_ms)
+            except UNREADABLE:
+                next_ms = since_ms  # it is due at once, and paused when it shall fire
+            lacking.append((one.id, zone, NEVER_MS if next_ms is None else next_ms))
     return lacking, needless
 
 

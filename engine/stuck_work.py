@@ -12,7 +12,6 @@ from engine.errors import Conflict, NotFound
 from engine.reruns import Workbench
 from engine.store import nodes as nodes_store
 from engine.store import nodes_view
-from engine.store.reading import read
 from engine.store.run_queue import Due, soonest
 
 
@@ -41,7 +40,7 @@ async def release_run(bench: Bench, run_id: str, *, dry_run: bool) -> Freed:
         NotFound: it is not in the queue.
     """
     if dry_run:
-        found = await read(bench.database, nodes_view.find_run, run_id)
+        found = await bench.database.read(nodes_view.find_run, run_id)
         return Freed(node_id=found.node_id, runs=1, deliveries=0)
     found = await bench.journal.run(nodes_view.release_run, run_id)
     if found.node_id is not None:
@@ -57,7 +56,7 @@ async def release_node(bench: Bench, node_id: str, *, dry_run: bool) -> Freed:
         NotFound: there is no such node, and nothing is said to be its.
         Conflict: it is the only one on its database: there is nobody to give it to.
     """
-    there = await read(bench.database, nodes_view.count_of_node, node_id)
+    there = await bench.database.read(nodes_view.count_of_node, node_id)
     if there is None:
         raise NotFound("node", node_id)
     if bench.database.is_sqlite and node_id == bench.journal.node_id:
@@ -67,7 +66,7 @@ async def release_node(bench: Bench, node_id: str, *, dry_run: bool) -> Freed:
     if dry_run:
         return Freed(node_id=node_id, runs=there.runs, deliveries=there.deliveries)
     done = await bench.journal.run(nodes_store.leave, node_id)
-    for due in await read(bench.database, soonest):
+    for due in await bench.database.read(soonest):
         bench.backlog.wake(due.project_id, due.priority, due.due_ms)
     return Freed(node_id=node_id, runs=done.runs, deliveries=done.deliveries)
 
@@ -75,7 +74,7 @@ async def release_node(bench: Bench, node_id: str, *, dry_run: bool) -> Freed:
 async def reissue_tickets(bench: Bench, *, dry_run: bool) -> list[Due]:
     """Tell nodes once more of all work that is due and free; return what they are told of."""
     now_ms = bench.clock()
-    found = [one for one in await read(bench.database, soonest) if one.due_ms <= now_ms]
+    found = [one for one in await bench.database.read(soonest) if one.due_ms <= now_ms]
     for one in [] if dry_run else found:
         bench.backlog.wake(one.project_id, one.priority, one.due_ms)
     return found

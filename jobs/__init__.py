@@ -1,1 +1,1 @@
-"""When and how often: backoff now; queues and schedules as they come. Imports none of ours."""
+"""When, how often and on which machine: rules of time, tickets, the bus. Imports none of ours."""

@@ -53,7 +53,6 @@ class TicketJob(Job):
         if b"data" not in raw_data:
             raise NoSuchJobError(f"{self.id} has no call")
         self.data = raw_data[b"data"]
-        self.timeout = TAKE_S_MAX
 
     def ticket(self) -> Ticket | None:
         """Return the ticket that this is; None when it is anything else."""

@@ -26,7 +26,7 @@ from jobs.tickets import Ticket
 HANDLER: Final = "jobs.rq_worker.drain"
 PRIORITIES: Final = ("high", "default", "low")  # by number; workers take in this order
 
-MARK_MS: Final = 10_000  # how long a ticket that was lost between queue and worker stops others
+MARK_MS: Final = 5_000  # how long a ticket that was lost between queue and worker stops others
 QUEUED_S: Final = 60  # a ticket that nobody has taken for so long is nothing but a list entry
 QUEUED_MAX: Final = 10_000  # entries of one queue; the oldest go, and are issued again
 RESULT_S: Final = 10  # how long RQ's dashboards show a finished ticket

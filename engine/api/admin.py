@@ -16,7 +16,6 @@ from engine.errors import Invalid, NotFound
 from engine.store.live import all_projects
 from engine.store.nodes_view import Stuck, list_nodes, stuck
 from engine.store.queue_view import ROWS_MAX, waiting
-from engine.store.reading import read
 from engine.stuck_work import reissue_tickets, release_node, release_run
 
 router = APIRouter(prefix="/v1/admin", tags=["operations"])
@@ -114,7 +113,7 @@ async def show_nodes(platform: PlatformHere, _: Admin) -> Listed[NodeShown]:
     now_ms, lease_s = platform.clock(), platform.settings.lease_seconds
     alone = platform.database.is_sqlite
     items = []
-    for node in await read(platform.database, list_nodes):
+    for node in await platform.database.read(list_nodes):
         age_s = None if alone else max(0.0, (now_ms - node.seen_ms) / 1000)
         shown = NodeShown(
             id=node.id,
@@ -142,7 +141,7 @@ async def show_stuck(
 ) -> Listed[StuckShown]:
     """List what does not go on by itself: runs, deliveries, schedules, idempotency keys."""
     now_ms = platform.clock()
-    found = await read(platform.database, stuck, now_ms, limit)
+    found = await platform.database.read(stuck, now_ms, limit)
     items = [
         StuckShown(
             kind=one.kind,
@@ -188,10 +187,10 @@ async def show_queues(
         project_id = platform.catalogue.project(project)
         if project_id is None:
             raise NotFound("project", project)
-    names = dict(await read(platform.database, all_projects))
+    names = dict(await platform.database.read(all_projects))
     counts: dict[tuple[str, str, str], dict[str, int]] = {}
     ages_s: dict[tuple[str, str, str], float] = {}
-    found = await read(platform.database, waiting, now_ms, project_id)
+    found = await platform.database.read(waiting, now_ms, project_id)
     for one in found:
         key = (one.project_id, one.queue, one.priority)
         counts.setdefault(key, {})[one.state] = one.rows

@@ -5,6 +5,7 @@ import json
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi import Body as BodyOf
 from pydantic import Field
 
 from engine.api.access import Developer, Invoker, Reader
@@ -146,6 +147,9 @@ class PauseAsked(Body):
     model_config = example({"reason": "the plant is closed"})
 
     reason: str = Field("", description="Shown with the schedule.")
+
+
+Reason = Annotated[PauseAsked | None, BodyOf(examples=[{"reason": "the plant is closed"}])]
 
 
 class BackfillAsked(Body):
@@ -343,7 +347,7 @@ async def drop_schedule(platform: PlatformHere, access: Developer, schedule: Ask
 
 @router.post("/v1/schedules/{schedule}/pause", responses=problems(404, 422, body=True))
 async def hold_schedule(
-    platform: PlatformHere, access: Invoker, schedule: Asked, body: PauseAsked | None = None
+    platform: PlatformHere, access: Invoker, schedule: Asked, body: Reason = None
 ) -> ScheduleShown:
     """Let nothing be due until it is resumed; what falls due meanwhile is not made up for."""
     reason = "" if body is None else body.reason

@@ -77,7 +77,7 @@ async def create_jobs(ports: Ports, request: Request) -> None:
     results: list[_Result] = [_ordered(ports, access.project_id, one, now_ms) for one in asked]
     while True:
         results = _without_doubles(results)
-        answer = _answer(results, batch_id)
+        answer = _answer(results, batch_id, told=request.key is None)
         orders = [result for result in results if isinstance(result, _Order)]
         if not orders:
             break
@@ -182,8 +182,11 @@ async def _commit(
     ports.backlog.submit(runs)
 
 
-def _answer(results: list[_Result], batch_id: str | None) -> _Answer:
+def _answer(results: list[_Result], batch_id: str | None, *, told: bool) -> _Answer:
     """Return status, body and headers.
+
+    `told`: whether a header says that the job was made before; an answer that is kept for a key of
+    the whole request has none, for it gets one when it is given again.
 
     Raises:
         EngineError: a single job is refused.
@@ -202,7 +205,7 @@ def _answer(results: list[_Result], batch_id: str | None) -> _Answer:
         raise result
     job_id = msgspec.json.decode(result.answer)["id"]
     headers = [(b"location", f"/v1/jobs/{job_id}".encode())]
-    if isinstance(result, _Replayed):
+    if told and isinstance(result, _Replayed):
         headers.append((b"idempotent-replayed", b"true"))
     return 201, result.answer, headers
 

@@ -11,7 +11,6 @@ from typing import Annotated, Final
 import typer
 from rich.markup import escape
 
-from engine.cli import deploy as deploying
 from engine.cli import (
     admin,
     devices,
@@ -28,6 +27,7 @@ from engine.cli import (
     serve,
     vault,
 )
+from engine.cli import deploy as deploying
 from engine.cli.session import Session, Verb, command_of
 
 URL: Final = "http://127.0.0.1:8700"

@@ -78,6 +78,22 @@ def cancel_waiting(connection: Connection, function_id: str, name: str, now_ms: 
     )
 
 
+def cancel_deleted(
+    connection: Connection, project_id: str, ids: Collection[str], now_ms: int
+) -> list[str]:
+    """End those of these runs whose function is gone; return them.
+
+    A node that had not heard of the deletion yet may have queued one after it.
+    """
+    query = (
+        select(run_queue.c.id)
+        .outerjoin(functions, functions.c.id == run_queue.c.function_id)
+        .where(run_queue.c.id.in_(ids), functions.c.id.is_(None))
+    )
+    gone = list(connection.execute(query).scalars())
+    return cancel_runs(connection, project_id, gone, now_ms, "the function was deleted")
+
+
 def _cancel(
     connection: Connection, project_id: str, ids: list[str], now_ms: int, why: str
 ) -> list[str]:

@@ -165,7 +165,9 @@ def count_runs(
     """Return how many runs match: of those that have ended, or of the others."""
     table = executions if ended else run_queue
     query = select(func.count()).select_from(table)
-    return connection.execute(_filtered(query, table, project_id, wanted, at_work)).scalar_one()
+    found = _filtered(query, table, project_id, wanted, at_work)
+    count: int = connection.execute(found).scalar_one()
+    return count
 
 
 def run_ids(

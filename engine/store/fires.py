@@ -25,10 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from engine.store.multirow import insert_tuples
-from engine.store.schedules import NEVER_MS, read_spec
+from engine.store.schedules import NEVER_MS
 from engine.store.tables import devices, run_queue, schedule_cursors, schedule_fires, schedules
 from engine.store.unique import insert_absent
-from jobs.schedule import Spec
 
 FireRow = tuple[str, int, str, int, str, str | None]
 """As in the table: schedule, due time, device or nothing, when, outcome, execution."""
@@ -56,7 +55,7 @@ class Local:
     """A device-local schedule that is not paused."""
 
     id: str
-    spec: Spec
+    spec: str  # JSON
     product_id: str
     updated_ms: int
 
@@ -239,15 +238,7 @@ def local_schedules(connection: Connection) -> list[Local]:
     query = select(
         schedules.c.id, schedules.c.spec, schedules.c.product_id, schedules.c.updated_ms
     ).where(schedules.c.product_id.is_not(None), schedules.c.paused_ms.is_(None))
-    return [
-        Local(
-            id=row.id,
-            spec=read_spec(row.spec),
-            product_id=row.product_id,
-            updated_ms=row.updated_ms,
-        )
-        for row in connection.execute(query)
-    ]
+    return [Local(**row) for row in connection.execute(query).mappings()]
 
 
 def zones_of(connection: Connection, product_ids: Collection[str]) -> dict[str, set[str]]:

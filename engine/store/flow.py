@@ -156,24 +156,6 @@ def note_here(connection: Connection, queued: Queued, run_id: str, now_ms: int) 
         _put_mark(connection, row, keep=is_new)
 
 
-def forget_marks(connection: Connection, before_ms: int, now_ms: int, limit: int) -> int:
-    """Delete marks that nobody has touched for long and that say nothing any more."""
-    old = (
-        select(flow_marks.c.key)
-        .where(
-            flow_marks.c.touched_ms < before_ms,
-            or_(flow_marks.c.free_ms.is_(None), flow_marks.c.free_ms < now_ms),
-        )
-        .order_by(flow_marks.c.touched_ms)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    keys = list(connection.execute(old).scalars())
-    if keys:
-        connection.execute(delete(flow_marks).where(flow_marks.c.key.in_(keys)))
-    return len(keys)
-
-
 # -- What there is
 
 
@@ -372,7 +354,8 @@ def _noted(queued: Queued, run_id: str, now_ms: int) -> list[tuple[tuple[Any, ..
     newest = (flow.debounce.key, run_id, None, None, now_ms)
     if not flow.debounce.timeout_ms:
         return [(newest, False)]
-    first = (since_key(flow.debounce), None, now_ms, None, now_ms)
+    # It means something until the burst has to end, so nobody may tidy it away before.
+    first = (since_key(flow.debounce), None, now_ms, now_ms + flow.debounce.timeout_ms, now_ms)
     return [(newest, False), (first, True)]
 
 

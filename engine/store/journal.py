@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 from sqlalchemy import BigInteger, Connection, Integer, Table, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from engine.errors import EngineError
 from engine.store.database import RECONNECT_PAUSE_S, RECONNECT_S, Database, StoreFailed, is_gone
@@ -304,7 +304,8 @@ class Journal:
                 if group[0].change is not None and not isinstance(error, DBAPIError):
                     return [(None, error)]  # the change's own: its caller knows what it means
                 _log.error("commit_failed", error=str(error))
-                if isinstance(error, OperationalError):  # not the statement: the disk, the server
+                # Not the statement: a full disk; a server that has become a read-only replica.
+                if isinstance(error, OperationalError | InternalError):
                     self.trouble = str(error.orig)
                 failed = StoreFailed(f"the commit failed: {error}")
                 failed.__cause__ = error

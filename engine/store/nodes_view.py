@@ -22,8 +22,8 @@ from sqlalchemy import (
 
 from engine.errors import NotFound
 from engine.store.nodes import Takeover
-from engine.store.reading import database_ms
 from engine.store.schema import current_revision
+from engine.store.server_time import database_ms
 from engine.store.tables import (
     PARKED,
     deliveries,

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from engine.store.reading import database_ms
+from engine.store.server_time import database_ms
 from engine.store.tables import (
     changes,
     dead_letters,

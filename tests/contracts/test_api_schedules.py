@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from engine.scheduler import Scheduler
-from engine.wiring import Platform
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     Project,
     http,
@@ -389,7 +387,7 @@ async def test_a_backfill_runs_what_has_passed(project: Project) -> None:
     assert problem["errors"][0]["pointer"] == "/to"
 
 
-async def test_due_times_run_by_themselves(project: Project, platform: Platform) -> None:
+async def test_due_times_run_by_themselves(project: Project) -> None:
     """From the cursor to a run in a cell; the device-local one knows its device."""
     device = await project.device("s-things")
     await schedule(project, name="s-due", every="1s")
@@ -397,23 +395,13 @@ async def test_due_times_run_by_themselves(project: Project, platform: Platform)
         project, name="s-local", cron="* * * * * *", seconds=True,
         device_local={"product": "s-things"}, overlap="allow_all",
     )  # fmt: skip
-    scheduler = Scheduler(
-        platform.database,
-        platform.journal,
-        platform.catalogue,
-        platform.clock,
-        wake=platform.backlog.wake,
-        cancelled=platform.cancelled,
-    )
 
     async def succeeded() -> Any:
         shown = await project.operate.ok("GET", "/v1/schedules/s-due")
         local = await project.operate.ok("GET", "/v1/schedules/s-local")
         return shown["last_status"] and local["last_status"]
 
-    await scheduler.start()
     assert await until(succeeded) == "succeeded"
-    await scheduler.close()
 
     local = await project.operate.ok("GET", "/v1/schedules/s-local")
     runs = await project.operate.items("/v1/executions", device=device["id"])

@@ -438,6 +438,24 @@ async def test_a_key_is_free_again_after_a_day(project: Project, clock: AheadClo
     assert same["id"] == first["id"] != other["id"]
 
 
+async def test_a_request_with_a_key_of_its_own_is_answered_again(project: Project) -> None:
+    """The header is the whole request's, of one job or several; a job's key counts besides."""
+    name = await deploy(project)
+    one, keyed = {"function": name}, {"function": name, "idempotency_key": "k"}
+    await make(project, name, idempotency_key="k")
+
+    for number, body in enumerate((one, [one, {"function": "none"}, keyed], keyed)):
+        sent = {"headers": {"Idempotency-Key": f"request-{number}"}}
+        first, again = [
+            await project.develop.call("POST", "/v1/jobs", body, **sent) for _ in range(2)
+        ]
+        assert first.is_success, first.text
+        assert (again.status_code, again.content) == (first.status_code, first.content)
+        assert again.headers["idempotent-replayed"] == "true"
+
+    assert len(await project.develop.items("/v1/jobs")) == 3
+
+
 # How far.
 
 
@@ -534,6 +552,27 @@ async def test_a_running_job_can_be_cancelled(project: Project) -> None:
         while project.platform.dispatcher.inflight:
             await asyncio.sleep(0.02)
     assert (await look(project, made["id"]))["status"] == "cancelled"
+
+
+async def test_a_cancelled_job_makes_room_for_the_next(project: Project) -> None:
+    """Where only one may run at a time: at once, not when somebody looks for room."""
+    name = await deploy(
+        project,
+        """export default { async job(given) {
+          if (given === "first") await new Promise(done => setTimeout(done, 15_000));
+        } }""",
+        flow={"concurrency": {"limit": 1}},
+    )
+    first = await make(project, name, "first")
+    await in_status(project, first["id"], "running")
+    second = await make(project, name, "second")
+    waiting = await look(project, second["id"])
+
+    await project.develop.ok("DELETE", f"/v1/jobs/{first['id']}")
+    async with asyncio.timeout(5):  # half of the time after which the backlog looks by itself
+        job = await end_of(project, second["id"])
+
+    assert (waiting["status"], job["status"]) == ("queued", "succeeded")
 
 
 async def test_a_job_that_has_ended_cannot_be_cancelled(project: Project) -> None:

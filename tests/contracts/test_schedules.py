@@ -744,6 +744,24 @@ async def test_a_new_time_zone_misses_nothing_of_the_last_minute(world: World) -
     assert york in [row.device_id for row in await world.fires(schedule)]
 
 
+async def test_a_bad_device_local_schedule_stops_no_other(world: World) -> None:
+    """Neither where time zones are looked for, nor where it fires."""
+    await world.device(MADRID)
+    bad = await world.schedule(cron="0 7 * * *", product="prd_1", name="bad")
+    good = await world.schedule(cron="0 7 * * *", product="prd_1", name="good")
+    await world.write(
+        update(schedules).where(schedules.c.id == bad.id).values(spec='{"cron":"0 0 L * *"}')
+    )
+    await world.device(NEW_YORK)
+
+    await world.scheduler.find_zones()
+    await world.at("2026-01-01T12:00Z")
+
+    rows = await world.rows(select(schedules.c.name).where(schedules.c.paused_ms.is_not(None)))
+    assert [row.name for row in rows] == ["bad"]
+    assert len(await world.fires(good)) == 2
+
+
 async def test_zones_without_devices_are_forgotten(world: World) -> None:
     """A cursor that nobody needs is not looked at for ever."""
     ids = await world.device(MADRID)

@@ -167,4 +167,4 @@ async def test_an_idle_worker_stops_at_once(redis_server: Redis) -> None:
 
         await ends.worker.stop()
 
-        assert ends.loop.time() - began_s < 2
+        assert ends.loop.time() - began_s < 1

@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from random import Random
 from typing import Final
@@ -20,11 +20,12 @@ import psutil
 from tests.faults.clients import Answers, Clients
 from tests.faults.cluster import Cluster, Node
 from tests.faults.cluster_audit import Finding, audit, stray_nodes, unfinished
-from tests.faults.plan import Fault, Step, make_plan
+from tests.faults.plan import OF_AN_API, Fault, Step, make_plan
 from tests.faults.provider import Provider
 from tests.faults.site import furnish, make_jobs, sendings
 
 LOOK_S: Final = 0.05  # between two looks at other processes
+PUT_OFF_S: Final = 0.5
 STRAYS_LEASES: Final = 3.0  # by then every dead node has been taken over
 SHOWN_MAX: Final = 5
 LOGGED: Final = {  # events in the nodes' logs -> what they are called in the report
@@ -93,6 +94,7 @@ class Injector:
     def __init__(self, cluster: Cluster, plan: list[Step], rng: Random) -> None:
         self.counts: Counter[str] = Counter()
         self.restarts_count = 0  # of nodes that had ended by themselves
+        self.recovery_s_most = 0.0
         self._cluster = cluster
         self._rng = rng
         self._nodes = {node.name: node for node in cluster.nodes}
@@ -121,6 +123,11 @@ class Injector:
         heappush(self._due, (at_s, self._count, act))
 
     def _begin(self, step: Step) -> None:
+        if step.fault in OF_AN_API and not self._another_answers(step.target):
+            # It starts more slowly than planned; with no API at all, nothing would be accepted.
+            later = replace(step, at_s=step.at_s + PUT_OFF_S, until_s=step.until_s + PUT_OFF_S)
+            self._at(later.at_s, lambda: self._begin(later))
+            return
         end = self._inject(step)
         if end is None:
             return
@@ -154,14 +161,22 @@ class Injector:
                 return cluster.redis.start
             case Fault.POSTGRES_CRASHED:
                 cluster.postgres.stop()
-                return cluster.postgres.start
+                return self._start_postgres
             case Fault.POSTGRES_RESTARTED:
                 process = cluster.postgres.process
                 assert process is not None
                 process.send_signal(signal.SIGINT)  # "fast": no new sessions, all are ended
                 process.wait()
                 cluster.postgres.stop()
-                return cluster.postgres.start
+                return self._start_postgres
+
+    def _another_answers(self, name: str) -> bool:
+        return any(node.url is not None for node in self._cluster.apis if node.name != name)
+
+    def _start_postgres(self) -> None:
+        began_s = time.monotonic()
+        self._cluster.postgres.start()
+        self.recovery_s_most = max(self.recovery_s_most, time.monotonic() - began_s)
 
     def _running(self, name: str) -> Node:
         node = self._nodes[name]
@@ -214,14 +229,16 @@ def run_chaos(seed: int, size: Size, say: Callable[[str], None] = print) -> Repo
         accepted = answers.accepted
         findings = audit(
             cluster.rows,
-            [item for item in accepted if item.startswith("event-")],
+            accepted,
             [job for job in jobs if job.item in accepted],
             provider,
+            events_count=size.events,
         )
         observed = {
             "seconds under load": round(sent_s - began_s, 1),
             "seconds to settle after it": round(settled_s - sent_s, 1),
             **_observed(cluster),
+            "longest start of PostgreSQL, in seconds": round(injector.recovery_s_most, 1),
             "nodes that ended by themselves": injector.restarts_count,
             "requests sent again": answers.again_count,
             "messages that came to the provider again": provider.again_count,

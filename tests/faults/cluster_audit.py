@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.faults.cluster import Cluster
 from tests.faults.provider import Provider
-from tests.faults.site import DOOMED_ATTEMPTS, Job
+from tests.faults.site import CHAINS_COUNT, DOOMED_ATTEMPTS, Job, chain_items
 
 SHOWN_MAX: Final = 5
 Rows = Callable[[str], list[tuple[Any, ...]]]
@@ -42,21 +42,29 @@ def unfinished(rows: Rows) -> list[tuple[str, int]]:
 
 
 def audit(
-    rows: Rows, events: Collection[str], jobs: Collection[Job], provider: Provider
+    rows: Rows,
+    accepted: Collection[str],
+    jobs: Collection[Job],
+    provider: Provider,
+    *,
+    events_count: int,
 ) -> list[Finding]:
     """Look at every promise.
 
     Args:
         rows: runs a query.
-        events: items of the device events that were accepted.
+        accepted: items that were.
         jobs: those that were accepted.
         provider: what came to it.
+        events_count: as it was given to `sendings`.
     """
     executions = _executions(rows)
     values = _values(rows)
+    events = [item for item in accepted if item.startswith("event-")]
+    stored = [item for item in accepted if not item.startswith("job-")]
     return [
-        _once("accepted events are stored", events, _stored_events(rows)),
-        _once("... each value of theirs", events, values["item"]),
+        _once("accepted events are stored", stored, _stored_events(rows)),
+        _once("... each value of theirs", stored, values["item"]),
         _once("... ran their trigger's function to success", events, executions["seen"]),
         _once("... whose write is there", events, values["seen"]),
         _once("... whose key is in KV", events, _kv(rows)),
@@ -64,11 +72,17 @@ def audit(
         _once("... with its own write", events, values["noted"]),
         _once("... whose delivery is there", events, _deliveries(rows)),
         _once("... and came under one webhook-id", events, _messages(provider)),
+        _chained(rows, accepted, events_count),
         _once("jobs have ended, well or as planned", _planned(jobs), _ended(rows)),
         _once("... with their write if they succeeded", _good(jobs), values["done"]),
         _once("... and one successful attempt", _good(jobs), executions["work"]),
-        _once("... or a dead letter", _doomed(jobs), _dead(rows)),
-        _once("attempts of each job are numbered without a gap", _items(jobs), _numbered(rows)),
+        _once("... with their write if in a batch", _good(jobs, piled=True), values["piled"]),
+        _once("... or a dead letter", [job.item for job in jobs if job.doomed], _dead(rows)),
+        _once(
+            "attempts of each job are numbered without a gap",
+            [job.item for job in jobs if not job.piled],
+            _numbered(rows),
+        ),
         _once("each event's runs are two, under one root", *_roots(rows)),
     ]
 
@@ -109,14 +123,31 @@ def _executions(rows: Rows) -> defaultdict[str, Counter[str]]:
     )
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for function, given, payload in rows(query):
+        if function == "pile":
+            continue  # a batch, of many items
         item = json.loads(given)["item"] if given else json.loads(payload)["values"][0]["value"]
-        found[function][item] += 1
+        found["work" if function == "narrow" else function][item] += 1
     return found
 
 
 def _kv(rows: Rows) -> Counter[str]:
     found = rows('SELECT "key", value FROM kv WHERE "key" LIKE \'seen/%\'')
     return Counter(json.loads(value) for key, value in found if key == f"seen/{json.loads(value)}")
+
+
+def _chained(rows: Rows, accepted: Collection[str], events_count: int) -> Finding:
+    """Compare what the runs of each chained device have left with what it sent, in that order."""
+    found = rows("SELECT value FROM kv WHERE \"key\" LIKE 'chain/%'")
+    chains = {chain[0]: chain for chain in (json.loads(value) for (value,) in found)}
+    broken = []
+    for number in range(CHAINS_COUNT):
+        sent = [item for item in chain_items(number, events_count) if item in accepted]
+        left = chains.get(sent[0], [])
+        if left != sent:
+            pairs = enumerate(zip(left, sent, strict=False))
+            at = next((at for at, (one, other) in pairs if one != other), -1)
+            broken.append(f"{len(left)} of {len(sent)}, and from {at} on: {left[at:][:SHOWN_MAX]}")
+    return Finding(promise="ordered events ran in order", count=CHAINS_COUNT, broken=broken)
 
 
 def _deliveries(rows: Rows) -> Counter[str]:
@@ -163,13 +194,5 @@ def _roots(rows: Rows) -> tuple[list[str], Counter[str]]:
     return list(counts), Counter(root for root, number in counts.items() if number == 2)
 
 
-def _items(jobs: Iterable[Job]) -> list[str]:
-    return [job.item for job in jobs]
-
-
-def _good(jobs: Iterable[Job]) -> list[str]:
-    return [job.item for job in jobs if not job.doomed]
-
-
-def _doomed(jobs: Iterable[Job]) -> list[str]:
-    return [job.item for job in jobs if job.doomed]
+def _good(jobs: Iterable[Job], *, piled: bool = False) -> list[str]:
+    return [job.item for job in jobs if not job.doomed and job.piled == piled]

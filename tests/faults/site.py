@@ -16,11 +16,16 @@ from tests.faults.cluster import Cluster
 
 PRODUCT: Final = "gate"
 DEVICES_COUNT: Final = 40
+CHAINS: Final = "line"  # the product whose events run in order
+CHAINS_COUNT: Final = 6  # devices of it
+CHAIN_SHARE: Final = 0.05  # of all events
 GATEWAY_ITEMS: Final = 20
 BATCH_JOBS: Final = 10
 WALL_MS: Final = 30_000  # a run must not end for the time that its node was paused
 DOOMED_ATTEMPTS: Final = 2
 LIMITS: Final = {"wall_ms": WALL_MS}
+# What a function asks while PostgreSQL is away for long fails; then the run is to be tried again.
+RETRIES: Final = {"max_attempts": 20, "backoff": {"kind": "fixed", "base_seconds": 0.5}}
 
 # Four effects of one run: what is there of one of them must be there of all.
 SEEN: Final = """
@@ -45,13 +50,34 @@ export async function job({ item, device, sleep_ms, fails }, env, ctx) {
   return { item };
 }
 """
+# Reads what it changes: right only if a device's runs come one by one, in order, each once.
+CHAIN: Final = """
+export async function afterStore(event, env, ctx) {
+  const item = event.data.values[0].value;
+  const chain = (await env.KV.get("chain/" + event.deviceId)) ?? [];
+  await env.KV.put("chain/" + event.deviceId, [...chain, item]);
+  if (item.endsWith("7") && ctx.attempt === 1) throw new Error("the first attempt fails");
+}
+"""
+PILE: Final = """
+export default {
+  async queue(batch, env) {
+    for (const message of batch.messages) {
+      const { item, device, fails } = message.body;
+      if (message.attempts <= (fails ?? 0)) message.retry();
+      else await env.DEVICES.write(device, [{ key: "piled", value: item }]);
+    }
+  },
+};
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What was made, and how many of its items there are to be."""
+    """The devices that were made."""
 
     devices: list[dict[str, Any]]
+    chained: list[dict[str, Any]]  # of CHAINS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +88,39 @@ class Job:
     body: dict[str, Any]
     doomed: bool
 
+    @property
+    def piled(self) -> bool:
+        return bool(self.body["function"] == "pile")
+
 
 def furnish(cluster: Cluster, hook_url: str) -> Site:
     cluster.ok("PUT", "/v1/connections/HOOK", {"kind": "webhook", "credentials": {"url": hook_url}})
-    for name, source in (("seen", SEEN), ("note", NOTE), ("work", WORK)):
-        cluster.ok("POST", "/v1/functions", {"name": name, "source": source, "limits": LIMITS})
-    cluster.ok("POST", "/v1/products", {"name": PRODUCT})
-    devices = [
-        cluster.ok("POST", "/v1/devices", {"product": PRODUCT, "name": f"device {number}"})
-        for number in range(DEVICES_COUNT)
+    functions: list[tuple[str, str, dict[str, Any]]] = [
+        ("seen", SEEN, {"retries": RETRIES}),
+        ("note", NOTE, {"retries": RETRIES}),
+        ("chain", CHAIN, {"retries": RETRIES}),
+        ("work", WORK, {}),
+        ("narrow", WORK, {"flow": {"concurrency": {"limit": 2}}}),
+        ("pile", PILE, {"queue": {"max_batch_size": 10, "max_batch_timeout": "200ms"}}),
     ]
-    trigger = {"function": "seen", "product": PRODUCT, "on": "write", "phase": "after"}
-    cluster.ok("POST", "/v1/triggers", trigger | {"keys": ["item"]})
-    return Site(devices=devices)
+    for name, source, more in functions:
+        function = {"name": name, "source": source, "limits": LIMITS}
+        cluster.ok("POST", "/v1/functions", function | more)
+    devices = _devices(cluster, PRODUCT, DEVICES_COUNT)
+    chained = _devices(cluster, CHAINS, CHAINS_COUNT)
+    trigger = {"function": "seen", "product": PRODUCT, "keys": ["item"]}
+    cluster.ok("POST", "/v1/triggers", trigger)
+    trigger = {"function": "chain", "product": CHAINS, "keys": ["item"], "order": "device"}
+    cluster.ok("POST", "/v1/triggers", trigger)
+    return Site(devices=devices, chained=chained)
+
+
+def _devices(cluster: Cluster, product: str, number: int) -> list[dict[str, Any]]:
+    cluster.ok("POST", "/v1/products", {"name": product})
+    return [
+        cluster.ok("POST", "/v1/devices", {"product": product, "name": f"{product} {at}"})
+        for at in range(number)
+    ]
 
 
 def make_jobs(site: Site, jobs_count: int, rng: Random) -> list[Job]:
@@ -84,7 +130,7 @@ def make_jobs(site: Site, jobs_count: int, rng: Random) -> list[Job]:
         item = f"job-{number}"
         payload: dict[str, Any] = {"item": item, "device": rng.choice(site.devices)["id"]}
         body: dict[str, Any] = {
-            "function": "work",
+            "function": rng.choices(("work", "narrow", "pile"), (7, 1, 2))[0],
             "payload": payload,
             "idempotency_key": item,
             "max_attempts": 20,
@@ -120,7 +166,27 @@ def sendings(
             at_s=seconds * number / len(requests),
         )
         lanes[number % clients].append(sending)
-    return lanes
+    return [*lanes, *_chains(site, events_count, seconds)]
+
+
+def chain_items(number: int, events_count: int) -> list[str]:
+    """Return what the chained device of this number sends, in its order."""
+    length = int(events_count * CHAIN_SHARE / CHAINS_COUNT)
+    return [f"chain-{number}-{at}" for at in range(length)]
+
+
+def _chains(site: Site, events_count: int, seconds: float) -> Iterator[deque[Sending]]:
+    for number, device in enumerate(site.chained):
+        items = chain_items(number, events_count)
+        yield deque(
+            Sending(
+                path=f"/v1/devices/{device['id']}/values",
+                body=as_body({"values": [_value(item)]}),
+                items=(item,),
+                at_s=seconds * at / len(items),
+            )
+            for at, item in enumerate(items)
+        )
 
 
 _Request = tuple[str, Any, tuple[str, ...], dict[str, str]]

@@ -151,6 +151,8 @@ async def test_jobs_that_look_dead_call_nobody(ends: Ends, push: Push, redis_ser
 @pytest.mark.parametrize(
     "call",
     [
+        ["os.system", None, ["prj_bad", 1], {}],
+        [f"{HANDLER}s", None, ["prj_bad", 1], {}],
         [HANDLER, None, ["prj_bad", 3], {}],
         [HANDLER, None, ["prj_bad", -1], {}],
         [HANDLER, None, ["prj_bad", True], {}],

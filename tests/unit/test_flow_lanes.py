@@ -30,7 +30,7 @@ from engine.policies import (
 from engine.store import flow
 from engine.store.database import Database
 from engine.store.run_queue import claim, queue_row
-from engine.store.tables import PARKED, flow_marks, run_queue
+from engine.store.tables import PARKED, run_queue
 from tests.standins.servers import Postgres
 
 NOW = 1_700_000_000_000
@@ -720,15 +720,3 @@ def test_what_is_too_late_is_skipped(queue: Queue) -> None:
 
     assert queue.claim(now_ms=NOW + 11) == []
     assert queue.skipped == {run_id: "expired"}
-
-
-def test_marks_of_the_past_are_forgotten(queue: Queue) -> None:
-    """Those that still say something stay."""
-    policy = Policy(flow=Flow(throttle=Throttle(limit=1, period_ms=1_000, key="k")))
-    queue.put(policy, '{"k":1}')
-    queue.put(policy, '{"k":2}', count=5)
-    queue.claim()
-
-    assert queue.step(flow.forget_marks, NOW + 1, NOW + 2_000, 10) == 1
-    left = queue.step(lambda it: it.execute(select(flow_marks.c.key)).scalars().all())
-    assert left == ["t:fn_1:2"]

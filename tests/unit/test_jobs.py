@@ -9,6 +9,7 @@ from engine.errors import Invalid
 from engine.intake import Job, JobAsked, check_job
 from engine.jobs import ENDED, NEXT, OPEN, Status, before, stored
 from engine.policies import Backoff
+from engine.quotas import published
 
 NOW = 1_700_000_000_000
 
@@ -97,3 +98,18 @@ def test_a_payload_that_cannot_be_stored_is_refused() -> None:
 
     with pytest.raises(Invalid, match="nested deeper"):
         check_job(JobAsked(function="f", payload=deep), NOW)
+
+
+def test_the_limits_are_published() -> None:
+    """As they are kept to."""
+    limits = published()
+
+    assert limits["jobs"] == {
+        "attempts": {"default": 3, "max": 100},
+        "ahead_seconds": 31_536_000,
+        "ttl_seconds": 31_536_000,
+        "backoff_seconds": 86_400,
+        "key_chars": 255,
+        "wait_seconds": 30,
+    }
+    assert limits["sizes"]["bulk_runs"] == 100_000
