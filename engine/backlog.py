@@ -73,6 +73,7 @@ class Backlog:
         window: int,
         runs_here: bool,
         shared: bool,
+        counts: Counter[str],
     ) -> None:
         """`settle` takes runs that end without having run, `cancelled` ids that a run cancelled.
 
@@ -91,6 +92,7 @@ class Backlog:
         self._window = window
         self._runs_here = runs_here
         self._shared = shared
+        self._counts = counts
         self._held: dict[str, Run] = {}
         self._held_bytes = 0
         self._shares: Counter[str] = Counter()  # of `_held`, by project
@@ -111,7 +113,8 @@ class Backlog:
 
     def running(self) -> list[str]:
         """Return the ids of queued runs that are in a cell now."""
-        return [run.execution_id for run in self._held.values() if run.started_ns]
+        alone = [run.execution_id for run in self._held.values() if run.started_ns]
+        return alone + self._batches.running()
 
     def start(self) -> None:
         """Begin to look for work; the first look finds what an earlier process left."""
@@ -133,6 +136,7 @@ class Backlog:
         """Have a free row claimed, now or when it is due, by whichever node."""
         wait_ms = due_ms - self._clock()
         if wait_ms <= 0:
+            self._counts["tickets_issued"] += 1
             self._tickets.issue(Ticket(project_id, priority))
         elif wait_ms <= TIMER_MS_MAX:
             key = (project_id, priority)
@@ -152,6 +156,7 @@ class Backlog:
     def take_ticket(self, ticket: Ticket) -> None:
         """Claim what the ticket's project has, as far as there is room."""
         if self._runs_here and not self._closing:
+            self._counts["tickets_taken"] += 1
             self._wanted.add(ticket.project_id)
             self._pull_soon(ticket.project_id)
 
@@ -198,7 +203,10 @@ class Backlog:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        waiting = [run for run in self._held.values() if not run.started_ns and not run.outcome]
+        begun = set(self.running())
+        waiting = [
+            run for run_id, run in self._held.items() if run_id not in begun and run.outcome is None
+        ]
         if waiting:
             for run in waiting:
                 self._stop(run)
@@ -382,7 +390,7 @@ class Backlog:
         self.cancel(gone & gone_before)
         strays = unknown & unknown_before
         if strays:
-            _log.warning("runs_not_held", count=len(strays))
+            _log.warning("runs_not_held", count=len(strays), first=min(strays))
             await self._give_back(list(strays))
             self._wanted.update(self._shares)
 

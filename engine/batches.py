@@ -5,7 +5,6 @@ Never:  loses a message: what waits here is this node's in the store, and free w
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -65,7 +64,7 @@ class Batches:
         self._call_later = call_later or asyncio.get_running_loop().call_later
         self._gathering: dict[_Key, _Gathering] = {}
         self._key_of: dict[str, _Key] = {}  # of what waits, by its execution's id
-        self._at_work: Counter[str] = Counter()  # batches by version
+        self._at_work: dict[str, Run] = {}  # batches, by their executions' ids
 
     def add(self, message: Run) -> None:
         """Take a message; it goes with the next batch of its version and queue."""
@@ -80,6 +79,11 @@ class Batches:
             self._wait(key, gathering)
         if len(gathering.messages) >= settings.max_batch_size:
             self._send(key)
+
+    def running(self) -> list[str]:
+        """Return the ids of messages whose batch is in a cell now."""
+        begun = [batch for batch in self._at_work.values() if batch.started_ns]
+        return [message.execution_id for batch in begun for message in batch.messages]
 
     def discard(self, run_id: str) -> bool:
         """Forget a message that waits here; return whether it did."""
@@ -105,7 +109,7 @@ class Batches:
         while (gathering := self._gathering.get(key)) is not None:
             if len(gathering.messages) < settings.max_batch_size and not gathering.is_due:
                 return
-            if 0 < settings.max_concurrency <= self._at_work[key[0].id]:
+            if 0 < settings.max_concurrency <= self._count(key[0].id):
                 return  # the end of one looks here again
             count = _fitting(gathering.messages, settings.max_batch_size)
             sent, rest = gathering.messages[:count], gathering.messages[count:]
@@ -114,10 +118,13 @@ class Batches:
                 self._gathering[key] = _Gathering(messages=rest)
                 self._key_of.update((one.execution_id, key) for one in rest)
                 self._wait(key, self._gathering[key])
-            self._at_work[key[0].id] += 1
             batch = _batch_of(sent, self._clock())
             batch.on_end = self._ended
+            self._at_work[batch.execution_id] = batch
             self._dispatch(batch)
+
+    def _count(self, version_id: str) -> int:
+        return sum(batch.version.id == version_id for batch in self._at_work.values())
 
     def _drop(self, key: _Key) -> None:
         gathering = self._gathering.pop(key)
@@ -127,11 +134,8 @@ class Batches:
             self._key_of.pop(message.execution_id, None)
 
     def _ended(self, batch: Run) -> None:
-        version_id = batch.version.id
-        self._at_work[version_id] -= 1
-        if not self._at_work[version_id]:
-            del self._at_work[version_id]
-        for key in [key for key in self._gathering if key[0].id == version_id]:
+        self._at_work.pop(batch.execution_id, None)
+        for key in [key for key in self._gathering if key[0].id == batch.version.id]:
             self._send(key)
 
 

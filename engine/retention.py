@@ -235,20 +235,20 @@ class Retention:
             cut = await cut_ms(self._database, project_id, keep)
         ends = [cut, None if keep.age_ms is None else now_ms - keep.age_ms]
         before_ms = max((end for end in ends if end is not None), default=None)
-        since, left, more = ("", ""), TURN_ROWS, before_ms is not None
-        while more and left > 0:
-            found = await self._database.read(
+        since: values_store.Timeline | None = ("", "") if before_ms is not None else None
+        left = TURN_ROWS
+        while since is not None and before_ms is not None and left > 0:
+            found, since = await self._database.read(
                 values_store.old_values, project_id, before_ms, since, STEP_ROWS_MAX
             )
             if found:
                 await self._remove_values(found)
-                since, left = found[-1][:2], left - len(found)
-            more = len(found) == STEP_ROWS_MAX
-        if more and before_ms is not None:
+                left -= len(found)
+        if since is not None and before_ms is not None:
             self._cuts[key] = before_ms
-        else:
-            self._rest(key, began_s)
-        return more
+            return True
+        self._rest(key, began_s)
+        return False
 
     async def _remove_values(self, keys: Sequence[values_store.Key]) -> None:
         commit = Commit()

@@ -97,23 +97,28 @@ class Scheduler:
         *,
         wake: Wake,
         cancelled: Cancelled,
+        counts: Counter[str] | None = None,
     ) -> None:
+        """`counts`: its `schedule_missed` is added to."""
         self._database = database
         self._journal = journal
         self._catalogue = catalogue
         self._clock = clock
         self._wake = wake
         self._cancelled = cancelled
+        self._counts: Counter[str] = Counter() if counts is None else counts
         self._poked = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._zones_at_s = 0.0  # by the loop's clock
         # Where a large device-local fire goes on; only spares looking at devices that are done.
         self._hints: dict[_Hint, str] = {}
-        # For metrics:
         self.lag_s = 0.0  # how late the last schedule fired
-        self.missed_count = 0
-        self.outcomes: Counter[Outcome] = Counter()
+        self.outcomes: Counter[Outcome] = Counter()  # since the start
+
+    @property
+    def missed_count(self) -> int:
+        return self._counts["schedule_missed"]
 
     async def start(self) -> None:
         """Begin to fire; what became due while nobody did is caught up with first."""
@@ -146,7 +151,7 @@ class Scheduler:
             if device_id is not None:
                 self._hints[hint] = device_id
         self.outcomes += done.outcomes
-        self.missed_count += done.missed
+        self._counts["schedule_missed"] += done.missed
         if done.outcomes.keys() & RUNS:
             self.lag_s = done.lag_ms / 1000
         if done.missed:

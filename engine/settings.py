@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """Read once at start and frozen. Every field: what, unit, why the default."""
 
-    model_config = SettingsConfigDict(env_prefix="CLOUDCODE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="CLOUDCODE_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on; local until you say else.")
     port: int = Field(8700, ge=0, le=65535, description="TCP port; 0 takes a free one.")

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from random import Random
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from sqlalchemy import Connection
 
@@ -60,13 +60,14 @@ from engine.store.projects import Project, insert_project
 from engine.store.sole import hold
 from engine.tails import Tails
 from engine.vault import Vault
-from jobs.bus import Bus, NullBus, RedisBus
+from jobs.bus import Bus, NullBus
 from jobs.local_tickets import LocalTickets
-from jobs.rq_tickets import RqTickets
-from jobs.rq_worker import TicketWorker
 from jobs.tickets import Tickets
 from runtimes.contract import Runtime
 from sandbox.supervisor import Sandbox
+
+if TYPE_CHECKING:
+    from jobs.rq_worker import TicketWorker
 
 DEFAULT_PROJECT: Final = "default"
 RELEASE: Final = version("cloudcode-engine")
@@ -262,6 +263,10 @@ async def open_platform(
         if settings.redis_url is None:
             tickets = LocalTickets(lambda ticket: backlog.take_ticket(ticket))
         else:
+            # Here: who has no Redis need not load its client, 8 MB of it.
+            from jobs.redis_bus import RedisBus
+            from jobs.rq_tickets import RqTickets
+
             redis_url = settings.redis_url.get_secret_value()
             tickets, bus = RqTickets(redis_url), RedisBus(redis_url)
         backlog = Backlog(
@@ -277,6 +282,7 @@ async def open_platform(
             window=SHARED_WINDOW if settings.redis_url else WINDOW,
             runs_here=runs_here,
             shared=settings.redis_url is not None,
+            counts=metrics.counts,
         )
 
         queue_gauges = metrics.stored = QueueGauges(database, clock)
@@ -290,6 +296,7 @@ async def open_platform(
             clock,
             wake=backlog.wake,
             cancelled=lambda ids: platform.cancelled(ids),
+            counts=metrics.counts,
         )
         readiness = Readiness(
             Node(
@@ -306,7 +313,7 @@ async def open_platform(
         )
         stack.push_async_callback(readiness.close)
         catalogue.on_retired = dispatcher.retire
-        _store_gauges(metrics, journal, retention, queue_gauges)
+        _store_gauges(metrics, journal, retention, queue_gauges, scheduler)
         _gauges(metrics, outbox, dispatcher, backlog, (guests_egress, outbox_egress))
         platform = Platform(
             settings=settings,
@@ -364,7 +371,9 @@ async def open_platform(
         yield platform
 
 
-def _ticket_worker(settings: Settings, nodes: Nodes, backlog: Backlog) -> TicketWorker:
+def _ticket_worker(settings: Settings, nodes: Nodes, backlog: Backlog) -> "TicketWorker":
+    from jobs.rq_worker import TicketWorker
+
     assert settings.redis_url is not None
     loop = asyncio.get_running_loop()
     worker = TicketWorker(
@@ -382,11 +391,17 @@ def check_kind(settings: Settings, kind: Kind) -> None:
     Raises:
         Invalid: says what is missing, and what to give.
     """
-    if settings.redis_url is not None and not settings.database_url.startswith("postgresql"):
+    if settings.redis_url is not None and not settings.database_url.startswith("postgres"):
         raise Invalid(
             "redis_url is for several nodes, and these need PostgreSQL: give --database-url "
             "postgresql://user:password@host/name, or leave --redis-url out",
             "/redis_url",
+        )
+    if settings.redis_url is not None and settings.master_key is None:
+        raise Invalid(
+            "nodes that share secrets need one key: give each the same CLOUDCODE_MASTER_KEY "
+            "(head -c 32 /dev/urandom | base64)",
+            "/master_key",
         )
     if kind == "worker" and settings.redis_url is None:
         raise Invalid(
@@ -499,7 +514,11 @@ def _gauges(
 
 
 def _store_gauges(
-    metrics: Metrics, journal: Journal, retention: Retention, queue_gauges: QueueGauges
+    metrics: Metrics,
+    journal: Journal,
+    retention: Retention,
+    queue_gauges: QueueGauges,
+    scheduler: Scheduler,
 ) -> None:
     def deleted() -> Samples:
         return {(kind,): float(rows) for kind, rows in retention.deleted.items()}
@@ -508,7 +527,7 @@ def _store_gauges(
         return {(): float(journal.leases_lost_count)}
 
     def lag() -> Samples:
-        return {(): queue_gauges.schedule_lag_s()}
+        return {(): max(scheduler.lag_s, queue_gauges.schedule_lag_s())}
 
     metrics.gauges["cloudcode_retention_deleted_total"] = deleted
     metrics.gauges["cloudcode_runs_void_total"] = void

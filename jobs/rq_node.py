@@ -135,7 +135,6 @@ class RqNode(SimpleWorker):
         with self.connection.pipeline() as pipeline:
             pipeline.sadd(Queue.redis_queues_keys, *self.queue_keys())
             self.set_state(WorkerStatus.IDLE, pipeline=pipeline)
-            self.heartbeat(pipeline=pipeline)  # last: after a flush all this made a key anew
             pipeline.execute()
 
     def execute_job(self, job: Job, queue: Queue) -> None:

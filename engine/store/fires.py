@@ -11,18 +11,21 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Connection,
     FromClause,
+    Select,
     Text,
     and_,
-    bindparam,
+    cast,
+    column,
     delete,
     func,
+    literal,
     select,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from engine.store.multirow import insert_tuples
 from engine.store.schedules import NEVER_MS
@@ -118,7 +121,8 @@ def alive(connection: Connection, schedule_ids: Collection[str]) -> dict[str, li
     found: dict[str, list[str]] = {}
     if schedule_ids:
         query = select(run_queue.c.schedule_id, run_queue.c.id).where(
-            run_queue.c.schedule_id.in_(schedule_ids)
+            run_queue.c.schedule_id.is_not(None),  # as the index has it
+            run_queue.c.schedule_id.in_(_named(connection, schedule_ids)),
         )
         for row in connection.execute(query):
             found.setdefault(row.schedule_id, []).append(row.id)
@@ -286,15 +290,33 @@ _PROJECT, _PRIORITY, _DUE = map(
 )
 
 
+# A list goes as one parameter, JSON: so a statement is the same however long it is, and is compiled
+# once.
+
+
 def _pairs(connection: Connection, pairs: Sequence[tuple[str, int]]) -> FromClause:
-    """Return a table with these pairs, however many, by one statement that is always the same."""
+    """Return a table of these pairs."""
     if connection.dialect.name == "sqlite":
-        listed = msgspec.json.encode(pairs).decode()
-        each = func.json_each(listed).table_valued("value")
+        each = func.json_each(_json(pairs)).table_valued("value")
         return select(
             func.json_extract(each.c.value, "$[0]").label("schedule_id"),
             func.json_extract(each.c.value, "$[1]").label("due_ms"),
         ).subquery()
-    of = bindparam(None, [of for of, _ in pairs], type_=ARRAY(Text))
-    due = bindparam(None, [due_ms for _, due_ms in pairs], type_=ARRAY(BigInteger))
-    return func.unnest(of, due).table_valued("schedule_id", "due_ms").render_derived()
+    listed = _json([{"schedule_id": of, "due_ms": due_ms} for of, due_ms in pairs])
+    columns = column("schedule_id", Text), column("due_ms", BigInteger)
+    table = func.json_to_recordset(cast(literal(listed, Text), JSON)).table_valued(*columns)
+    return table.render_derived(with_types=True)
+
+
+def _named(connection: Connection, names: Collection[str]) -> Select[Any]:
+    """Return a query for these names."""
+    listed = _json(list(names))
+    if connection.dialect.name == "sqlite":
+        return select(func.json_each(listed).table_valued("value").c.value)
+    return select(
+        func.json_array_elements_text(cast(literal(listed, Text), JSON)).column_valued("name")
+    )
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -2,7 +2,8 @@
 
 Path:   store.fires (a scheduler's transaction) -> here
 Not X:  SQLAlchemy's lists of parameters: by themselves they cost as much as the rest of a fire.
-        VALUES with a mark for each field on PostgreSQL: to read that takes longer than to store.
+        On PostgreSQL VALUES with a mark for each field, which takes longer to read than to store;
+        nor arrays, which psycopg writes in Python.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Table
 
 CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
@@ -22,34 +24,38 @@ def insert_tuples(
     if not rows:
         return
     if connection.dialect.name != "sqlite":
-        sql = _head(table) + _unnested(table) + _tail(table, replace=replace)
-        connection.exec_driver_sql(sql, tuple(map(list, zip(*rows, strict=True))))
+        names = table.columns.keys()
+        given = msgspec.json.encode([dict(zip(names, row, strict=True)) for row in rows]).decode()
+        connection.exec_driver_sql(_from_json(table) + _tail(table, replace=replace), (given,))
         return
     at = 0
     for size in CHUNK_ROWS:
         while len(rows) - at >= size:
-            given = tuple(chain.from_iterable(rows[at : at + size]))
-            sql = _head(table) + _values(table, size) + _tail(table, replace=replace)
-            connection.exec_driver_sql(sql, given)
+            values = tuple(chain.from_iterable(rows[at : at + size]))
+            sql = _values(table, size) + _tail(table, replace=replace)
+            connection.exec_driver_sql(sql, values)
             at += size
 
 
-def _head(table: Table) -> str:
-    columns = ",".join(f'"{column.name}"' for column in table.columns)
-    return f'INSERT INTO "{table.name}" ({columns}) '
-
-
 @lru_cache(maxsize=64)
-def _unnested(table: Table) -> str:
-    """Return the rows as one array for each column."""
-    arrays = ",".join(f"%s::{column.type.compile()}[]" for column in table.columns)
-    return f"SELECT * FROM unnest({arrays})"  # noqa: S608 - names of types, and marks
+def _from_json(table: Table) -> str:
+    """Return a statement whose one parameter is all rows, as JSON."""
+    columns = _columns(table)
+    return (
+        f'INSERT INTO "{table.name}" ({columns}) SELECT {columns} '  # noqa: S608 - our own names
+        f'FROM json_populate_recordset(NULL::"{table.name}", %s::json)'
+    )
 
 
 @lru_cache(maxsize=64)
 def _values(table: Table, count: int) -> str:
     row = "(" + ",".join("?" * len(table.columns)) + ")"
-    return f"VALUES {','.join([row] * count)}"
+    rows = ",".join([row] * count)
+    return f'INSERT INTO "{table.name}" ({_columns(table)}) VALUES {rows}'  # noqa: S608 - as above
+
+
+def _columns(table: Table) -> str:
+    return ",".join(f'"{column.name}"' for column in table.columns)
 
 
 def _tail(table: Table, *, replace: bool) -> str:

@@ -12,7 +12,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    and_,
     func,
     literal,
     select,
@@ -27,6 +26,7 @@ Timeline = tuple[str, str]
 Key = tuple[Any, ...]
 """A value's primary key: its timeline, datetime and place among equal times."""
 
+TIMELINES: Final = 200  # of one read
 ROW_BYTES: Final = 100  # what a value takes besides its texts, about: device, key, times
 _SHIFT_MS: Final = 1 << 46  # makes every datetime positive: division rounds towards zero
 
@@ -43,28 +43,42 @@ class Bucket:
 
 def old_values(
     connection: Connection, project_id: str, before_ms: int, since: Timeline, limit: int
-) -> list[Key]:
-    """Return the first values from before that time, timeline after timeline, from `since` on."""
+) -> tuple[list[Key], Timeline | None]:
+    """Return values from before that time, timeline after timeline, from `since` on.
+
+    And where to go on; None: there are no more.
+    """
+    # A query of its own for each row, not a join: no plan of any database goes through all values.
+    first_ms = (
+        select(func.min(values.c.at_ms))
+        .where(values.c.device_id == resources.c.device_id, values.c.key == resources.c.key)
+        .scalar_subquery()
+    )
     query = (
-        select(*values.primary_key.columns)
-        .select_from(resources)
+        select(resources.c.device_id, resources.c.key)
         .join(devices, devices.c.id == resources.c.device_id)
-        .join(
-            values,
-            and_(
-                values.c.device_id == resources.c.device_id,
-                values.c.key == resources.c.key,
-                values.c.at_ms < before_ms,
-            ),
-        )
         .where(
             devices.c.project_id == project_id,
             tuple_(resources.c.device_id, resources.c.key) >= tuple_(*since),
+            first_ms < before_ms,
         )
-        .order_by(resources.c.device_id, resources.c.key, values.c.at_ms, values.c.seq)
-        .limit(limit)
+        .order_by(resources.c.device_id, resources.c.key)
+        .limit(TIMELINES)
     )
-    return [tuple(row) for row in connection.execute(query)]
+    timelines = connection.execute(query).all()
+    keys: list[Key] = []
+    for device_id, key in timelines:
+        oldest = (
+            select(values.c.at_ms, values.c.seq)
+            .where(values.c.device_id == device_id, values.c.key == key, values.c.at_ms < before_ms)
+            .order_by(values.c.at_ms, values.c.seq)
+            .limit(limit - len(keys))
+        )
+        keys += [(device_id, key, at_ms, seq) for at_ms, seq in connection.execute(oldest)]
+        if len(keys) >= limit:
+            return keys, (device_id, key)
+    last = timelines[-1] if len(timelines) == TIMELINES else None
+    return keys, None if last is None else (last.device_id, last.key)
 
 
 def devices_after(connection: Connection, project_id: str, after_id: str, limit: int) -> list[str]:

@@ -294,6 +294,11 @@ SCOPED = {
     ("GET", "/v1/dead-letters/x"): READ, ("PATCH", "/v1/dead-letters/x"): READ,
     ("DELETE", "/v1/dead-letters"): READ, ("DELETE", "/v1/dead-letters/x"): READ,
     ("POST", "/v1/dead-letters/x/redrive"): READ, ("POST", "/v1/dead-letters:redrive"): READ,
+    ("GET", "/v1/projects/current/retention"): READ,
+    ("PUT", "/v1/projects/current/retention"): OPERATE,
+    ("GET", "/v1/admin/nodes"): set(), ("GET", "/v1/admin/queues"): set(),
+    ("GET", "/v1/admin/stuck"): set(), ("POST", "/v1/admin/release"): set(),
+    ("POST", "/v1/admin/tickets/reissue"): set(),
 }  # fmt: skip
 
 

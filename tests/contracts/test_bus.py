@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from jobs.bus import BATCH_MAX, NullBus, RedisBus
+from jobs.bus import NullBus
+from jobs.redis_bus import BATCH_MAX, RedisBus
 from tests.standins.servers import Redis
 
 HEARD_S = 20.0

@@ -353,7 +353,7 @@ async def test_what_a_crash_left_in_sending_is_taken_up(world: World, slack: Sla
     """At least once, in this one window, and the log says that it may have arrived."""
     await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url})
     ids = await world.queue("ALERTS", 3)
-    await world.journal.run(store.claim, ids[:1])
+    await world.journal.run(store.claim, ids[:1], None)
 
     async with started(world.outbox()) as outbox:
         world.clock.now_ms += 1_000
@@ -459,7 +459,7 @@ async def test_lists_are_paged_and_filtered(world: World) -> None:
 async def test_a_resend_of_one_that_is_being_sent_is_a_conflict(world: World) -> None:
     """And one of another project is not found."""
     ids = await world.queue("A", 1)
-    await world.journal.run(store.claim, ids)
+    await world.journal.run(store.claim, ids, None)
 
     with pytest.raises(Conflict):
         await world.journal.run(store.resend, PROJECT, ids[0], NOW)

@@ -263,6 +263,29 @@ async def test_a_message_that_waits_can_be_cancelled(project: Project) -> None:
     assert [message["body"] for message in (await told(project, run))["got"]] == [2, 3, 4]
 
 
+async def test_a_message_is_cancelled_while_its_batch_is_at_work(project: Project) -> None:
+    """Nothing of that batch has happened, so the others come again, for the same attempt."""
+    source = """let times = 0;
+    export default { async queue(batch, env, ctx) {
+      await env.KV.put(`run${++times}`, batch.messages.length);
+      if (times === 1) await new Promise((done) => setTimeout(done, 1500));
+    } }"""
+    name = await deploy(project, {"max_batch_size": 2, "max_batch_timeout": 0.1}, source)
+
+    first, second = await make(project, name, 1, 2)
+
+    async def running() -> Any:
+        return (await project.develop.ok("GET", f"/v1/jobs/{first}"))["status"] == "running"
+
+    await until(running)
+    await project.develop.ok("DELETE", f"/v1/jobs/{first}")
+    cancelled, done = await ends_of(project, [first, second])
+
+    assert (cancelled["status"], done["status"], done["attempts"]) == ("cancelled", "succeeded", 1)
+    await project.develop.refused(404, "GET", "/v1/kv/default/run1")
+    assert await project.develop.ok("GET", "/v1/kv/default/run2") == 1
+
+
 WASM = Path(__file__).parent / "guests" / "queue.c"
 
 

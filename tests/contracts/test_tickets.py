@@ -163,6 +163,9 @@ async def test_an_idle_worker_stops_at_once(redis_server: Redis) -> None:
         ends.tickets.issue(ONE)
         await ends.next()
         assert ends.worker is not None
+        with redis_server.client() as client:
+            while client.info("clients")["blocked_clients"] == 0:
+                await asyncio.sleep(0.01)  # it is another process that knows
         began_s = ends.loop.time()
 
         await ends.worker.stop()

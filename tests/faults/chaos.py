@@ -25,6 +25,7 @@ from tests.faults.provider import Provider
 from tests.faults.site import furnish, make_jobs, sendings
 
 LOOK_S: Final = 0.05  # between two looks at other processes
+LEARN_S: Final = 2.0
 PUT_OFF_S: Final = 0.5
 STRAYS_LEASES: Final = 3.0  # by then every dead node has been taken over
 SHOWN_MAX: Final = 5
@@ -203,6 +204,7 @@ def run_chaos(seed: int, size: Size, say: Callable[[str], None] = print) -> Repo
         apis_count=size.apis, workers_count=size.workers, lease_s=size.lease_s
     ) as cluster:  # fmt: skip
         site = furnish(cluster, provider.url)
+        time.sleep(LEARN_S)  # until then a node that was not asked may not know of a new trigger
         jobs = make_jobs(site, size.jobs, rng)
         lanes = sendings(
             site, size.events, jobs, clients=size.clients, seconds=size.seconds, rng=rng

@@ -138,16 +138,20 @@ def _kv(rows: Rows) -> Counter[str]:
 def _chained(rows: Rows, accepted: Collection[str], events_count: int) -> Finding:
     """Compare what the runs of each chained device have left with what it sent, in that order."""
     found = rows("SELECT value FROM kv WHERE \"key\" LIKE 'chain/%'")
-    chains = {chain[0]: chain for chain in (json.loads(value) for (value,) in found)}
+    chains = {_number(chain[0]): chain for chain in (json.loads(value) for (value,) in found)}
     broken = []
     for number in range(CHAINS_COUNT):
         sent = [item for item in chain_items(number, events_count) if item in accepted]
-        left = chains.get(sent[0], [])
+        left = chains.get(number, [])
         if left != sent:
             pairs = enumerate(zip(left, sent, strict=False))
             at = next((at for at, (one, other) in pairs if one != other), -1)
             broken.append(f"{len(left)} of {len(sent)}, and from {at} on: {left[at:][:SHOWN_MAX]}")
     return Finding(promise="ordered events ran in order", count=CHAINS_COUNT, broken=broken)
+
+
+def _number(item: str) -> int:
+    return int(item.split("-")[1])
 
 
 def _deliveries(rows: Rows) -> Counter[str]:

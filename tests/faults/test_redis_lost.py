@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from jobs import bus, redis_link, rq_node, rq_tickets
-from jobs.bus import RedisBus
+from jobs import redis_bus as bus
+from jobs import redis_link, rq_node, rq_tickets
+from jobs.redis_bus import RedisBus
 from jobs.redis_link import BadRedisUrl
 from jobs.rq_tickets import RqTickets
 from jobs.tickets import Ticket

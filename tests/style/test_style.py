@@ -5,6 +5,7 @@ reason; one that is no longer needed fails too.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from engine import deliveries, jobs
 from engine.api.problems import KINDS
 from engine.settings import Settings
 
@@ -83,7 +85,7 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "engine/outbox.py": "the loop of sends: a bug in one connector stops no other",
     "engine/scheduler.py": "the loop of due times: one bad turn must not stop all schedules",
     "engine/store/journal.py": "a change's own exception goes to its caller, alone",
-    "jobs/bus.py": "the loops of messages between nodes: they begin anew, and log it",
+    "jobs/redis_bus.py": "the loops of messages between nodes: they begin anew, and log it",
     "jobs/rq_node.py": "whoever takes a ticket has lost that one alone",
     "jobs/rq_tickets.py": "the loop of tickets going out: its thread outlives our mistake",
     "jobs/rq_worker.py": "the loop of tickets coming in: its thread outlives whatever Redis does",
@@ -444,6 +446,18 @@ def test_the_readme_has_every_error_code() -> None:
     readme = (ROOT / "README.md").read_text()
 
     assert [code for code in KINDS if f"`{code}`" not in readme] == []
+
+
+def test_the_readme_draws_life_cycles_as_they_are() -> None:
+    """Jobs and deliveries: every step that the tables allow, and no other."""
+    readme = (ROOT / "README.md").read_text()
+    diagrams = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", readme, re.DOTALL)
+    drawn = [set(re.findall(r"^ +(\w+) --> (\w+)", text, re.MULTILINE)) for text in diagrams]
+
+    assert drawn == [
+        {(before.value, after.value) for before, afters in table.items() for after in afters}
+        for table in (jobs.NEXT, deliveries.NEXT)
+    ]
 
 
 def test_nothing_names_the_place_where_it_was_written() -> None:

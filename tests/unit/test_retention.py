@@ -535,6 +535,7 @@ async def test_many_rows_go_in_small_steps(
     monkeypatch.setattr("engine.retention.STEP_ROWS_MAX", 7)
     monkeypatch.setattr("engine.retention.TURN_ROWS", 20)
     monkeypatch.setattr("engine.retention.PAUSE_S", 0)
+    monkeypatch.setattr("engine.store.retention_values.TIMELINES", 2)
     steps = []
     original = store.delete_rows
 
@@ -545,13 +546,16 @@ async def test_many_rows_go_in_small_steps(
     monkeypatch.setattr(store, "delete_rows", counting)
     for number in range(50):
         ran(database, 31, id=an_id("exe", NOW_MS - 31 * DAY_MS, number))
-    a_timeline(database, *(40 + number for number in range(50)))
+    a_timeline(database, *(40 + number for number in range(40)))
+    for number in range(2, 7):
+        a_timeline(database, 50, 40, 20, device=f"dev_{number}")
 
     keep = Keep(age_ms=30 * DAY_MS)
     gone = await retention(database, journal, time, executions=keep, values=keep).sweep()
 
     assert gone == 100
-    assert left(database, executions) == left(database, values, "seq") == []
+    assert left(database, executions) == []
+    assert left(database, values, "at_ms") == [NOW_MS - 20 * DAY_MS] * 5
     assert max(steps) <= 7
 
 

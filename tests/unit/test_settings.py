@@ -2,12 +2,14 @@
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
 
+from engine.errors import Invalid
 from engine.settings import Settings
+from engine.wiring import check_kind
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +121,35 @@ def test_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.admin_key.get_secret_value() == "cck_topsecret"
     assert "topsecret" not in f"{settings!r} {settings} {settings.model_dump()}"
     assert "bWFzdGVy" not in f"{settings!r} {settings} {settings.model_dump()}"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ({"redis_url": "redis://x"}, "serve", "need PostgreSQL"),
+        (
+            {"redis_url": "redis://x", "database_url": "postgresql://x/y"},
+            "serve",
+            "CLOUDCODE_MASTER_KEY",
+        ),
+        ({"database_url": "postgresql://x/y"}, "worker", "--redis-url"),
+        ({}, "worker", "only `cloudcode serve`"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(
+    given: dict[str, str], kind: Literal["serve", "worker"], says: str
+) -> None:
+    """With what is missing, before anything is opened."""
+    with pytest.raises(Invalid, match=says):
+        check_kind(Settings(**given), kind)
+
+
+def test_several_nodes_have_all_they_need() -> None:
+    """Either spelling of the database's URL will do."""
+    for scheme in ("postgresql", "postgres"):
+        given = {
+            "redis_url": "redis://x",
+            "database_url": f"{scheme}://x/y",
+            "master_key": "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=",
+        }
+        check_kind(Settings(**given), "worker")
