@@ -20,7 +20,7 @@ import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
-from throughput import events, jobs
+from throughput import due_schedules, events, jobs
 from webassembly import webassembly
 
 HERE = Path(__file__).parent
@@ -267,6 +267,7 @@ PARTS = {
     "f": webassembly,
     "g": jobs,
     "h": events,
+    "i": due_schedules,
 }
 
 

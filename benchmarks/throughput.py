@@ -1,7 +1,8 @@
-"""Parts (g) and (h) of `make bench`: jobs and events over several processes, beside plain RQ.
+"""Parts (g), (h) and (i) of `make bench`: jobs, events and schedules over several processes.
 
-In the same run and with the same servers: RQ's SimpleWorker and its forking Worker, as operators
-of Redis would otherwise use them. Rates are from the first request to the last record.
+Jobs beside plain RQ, in the same run and with the same servers: its SimpleWorker and its forking
+Worker, as operators of Redis would otherwise use them. Rates are from the first request to the
+last record. What (i) measures is in `schedules.py`.
 """
 
 import json
@@ -72,6 +73,25 @@ def events(bench: "Bench") -> None:
         _measure_cluster(bench, "PostgreSQL, one node", cluster)
     with Cluster(apis_count=1, workers_count=1, lease_s=15) as cluster:
         _measure_cluster(bench, "PostgreSQL and Redis, 1 worker", cluster)
+
+
+def due_schedules(bench: "Bench") -> None:
+    """(i)."""
+    program = Path(__file__).with_name("schedules.py")
+    rounds = []
+    for _ in range(ROUNDS):
+        done = subprocess.run(
+            [sys.executable, str(program), "--json"], capture_output=True, check=True
+        )
+        rounds.append(json.loads(done.stdout))
+    for name, shown in (("sqlite", "SQLite"), ("postgresql", "PostgreSQL")):
+        figures = [found[name] for found in rounds]
+        wrong = [found for found in figures if found["twice"] or found["missed"]]
+        if wrong:
+            raise SystemExit(f"not each schedule fired once: {wrong[0]}")
+        lag_s = median(found["lag_p99_s"] for found in figures)
+        what = f"(i) {figures[0]['fires']:,} schedules due at once, {shown}, lag p99"
+        bench.add(what, lag_s, "s", 2, most=True)
 
 
 def _measure_cluster(bench: "Bench", where: str, cluster: Cluster) -> None:

@@ -330,7 +330,8 @@ class Journal:
                 if time.monotonic() > deadline:
                     self._down, self.trouble = True, "the database does not answer"
                     _log.error("database_gone", error=str(error))
-                    gone = StoreFailed("the database does not answer; nothing was stored")
+                    said = "nothing was stored" if answers is None else "it may have been stored"
+                    gone = StoreFailed(f"the database does not answer; {said}")
                     return [(None, gone)] * len(group)
                 self._hurry.wait(RECONNECT_PAUSE_S)
             else:

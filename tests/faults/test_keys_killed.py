@@ -21,6 +21,7 @@ from tests.faults.audit import DATABASE
 KEY = "Idempotency-Key"
 KILLS = 5
 CLIENTS = 6
+INSIST_S = 60
 # Some seconds of work for SQLite, in the middle of a transaction.
 SLOW = (
     "SELECT count(*) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
@@ -141,12 +142,14 @@ def test_clients_that_try_again_until_they_are_answered(own_engine: Callable[...
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(client, number) for number in range(CLIENTS)]
-        for _ in range(KILLS):
-            time.sleep(rng.uniform(0.3, 1.0))  # a kill comes whenever it comes
-            engine.kill()
-            engine.start()
-        time.sleep(0.3)
-        stop.set()
+        try:
+            for _ in range(KILLS):
+                time.sleep(rng.uniform(0.3, 1.0))  # a kill comes whenever it comes
+                engine.kill()
+                engine.start()
+            time.sleep(0.3)
+        finally:
+            stop.set()
         numbers = [one.result(timeout=60) for one in clients]
 
     names = [f"{number}-{n}" for number, made in enumerate(numbers) for n in range(made)]
@@ -166,7 +169,9 @@ def _insist(
     engine: Engine, http: httpx.Client, counts: Counter[str], path: str, body: Any, key: str
 ) -> None:
     """Send the request until it is answered for good."""
+    deadline = time.monotonic() + INSIST_S
     while True:
+        assert time.monotonic() < deadline, f"{path} was not answered for good within {INSIST_S} s"
         try:
             answer = http.post(engine.url + path, json=body, headers={KEY: key})
         except httpx.HTTPError:
