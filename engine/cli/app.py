@@ -135,6 +135,7 @@ COMMANDS: Final = (
         "trigger add",
         functions.trigger_add,
         "cloudcode trigger add alarms --product weather --key temp",
+        "cloudcode trigger add counter --product meters --order device --lateness 5",
     ),
     _command("trigger list", functions.trigger_list, "cloudcode trigger list --product weather"),
     _command(

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli.client import segment
+from engine.cli.failures import Misused
 from engine.cli.session import Session
 
 Function = Annotated[str, typer.Argument(help="The function's name.")]
@@ -59,9 +60,21 @@ def trigger_add(
     key: Annotated[
         list[str] | None, typer.Option(help="Only for these keys; may be repeated.")
     ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="device: one run of a device at a time, in order.")
+    ] = None,
+    lateness: Annotated[
+        float | None, typer.Option(help="With --order: seconds to wait for earlier values.", min=0)
+    ] = None,
 ) -> None:
     """Run a function on what a product's devices write."""
-    body = {"function": function, "product": product, "on": on, "phase": phase, "keys": key or []}
+    body: dict[str, Any] = {
+        "function": function, "product": product, "on": on, "phase": phase, "keys": key or [],
+    }  # fmt: skip
+    if order is not None:
+        body |= {"order": order, "lateness_seconds": lateness or 0}
+    elif lateness is not None:
+        raise Misused("--lateness is about an order and needs --order device")
     session.screen.record(session.client.post("/v1/triggers", body))
 
 

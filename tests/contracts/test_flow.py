@@ -235,7 +235,7 @@ async def test_no_more_runs_than_the_limit_are_at_work(project: Project) -> None
     limits = {"concurrency": {"limit": 2, "key": "payload.user"}}
     name = await deploy(project, flow=limits)
 
-    ids = await make(project, name, *({"user": user, "ms": 60} for user in "aaaaaabb"))
+    ids = await make(project, name, *({"user": user, "ms": 300} for user in "aaaaaabb"))
     jobs = await ends_of(project, ids)
 
     assert [job["status"] for job in jobs] == ["succeeded"] * 8
