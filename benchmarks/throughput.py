@@ -68,7 +68,8 @@ def jobs(bench: "Bench") -> None:
 def events(bench: "Bench") -> None:
     """(h)."""
     bench.deploy("count", TRIGGER)
-    _measure_events(bench, "SQLite, one process", bench.post, bench.url, bench.until_run)
+    mine = {name: bench.client.headers[name] for name in HEADERS}
+    _measure_events(bench, "SQLite, one process", bench.post, bench.url, mine, bench.until_run)
     with Cluster(apis_count=1, workers_count=0, lease_s=15, redis=False) as cluster:
         _measure_cluster(bench, "PostgreSQL, one node", cluster)
     with Cluster(apis_count=1, workers_count=1, lease_s=15) as cluster:
@@ -100,7 +101,8 @@ def _measure_cluster(bench: "Bench", where: str, cluster: Cluster) -> None:
     def post(path: str, body: Any) -> Any:
         return cluster.ok("POST", path, body)
 
-    _measure_events(bench, where, post, cluster.urls()[0], lambda: _until_idle(cluster))
+    url = cluster.urls()[0]
+    _measure_events(bench, where, post, url, HEADERS, lambda: _until_idle(cluster))
 
 
 def _measure_events(
@@ -108,6 +110,7 @@ def _measure_events(
     where: str,
     post: Callable[[str, Any], Any],
     url: str,
+    headers: dict[str, str],
     until_run: Callable[[], None],
 ) -> None:
     post("/v1/products", {"name": "counted"})
@@ -122,7 +125,7 @@ def _measure_events(
     batch = json.dumps([{"token": token, **value} for token in tokens])
     for what, requests, connections, factor in (
         ("single writes", singles, 32, 1),
-        ("batches of 100", [["POST", "/v1/writes", HEADERS, batch]], 8, DEVICES),
+        ("batches of 100", [["POST", "/v1/writes", headers, batch]], 8, DEVICES),
     ):
         bench.load(requests, connections, 1.0, url=url)
         rates = []

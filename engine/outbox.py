@@ -116,7 +116,7 @@ class Outbox:
         self._news.set()
         self._runner = asyncio.create_task(self._run(), name="outbox")
 
-    def adopted(self, waiting: Iterable[str], interrupted: bool) -> None:  # noqa: FBT001 - a port
+    def adopted(self, waiting: Iterable[str], interrupted: bool) -> None:
         """Take over deliveries of a node that is gone: those that wait, and what it was sending."""
         self.notice(waiting)
         if interrupted:

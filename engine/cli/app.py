@@ -214,7 +214,7 @@ COMMANDS: Final = (
     _command(
         "jobs create",
         jobs.jobs_create,
-        """cloudcode jobs create report '{"day": "2010-10-29"}' --delay 5m --key report-2010-10-29""",
+        """cloudcode jobs create report '{"day": "2010-10-29"}' --delay 5m --key report-29""",
         "cloudcode jobs create resize @image.json --queue images --priority low --max-attempts 5",
     ),
     _command(

@@ -72,6 +72,7 @@ def audit(
         _once("... with its own write", events, values["noted"]),
         _once("... whose delivery is there", events, _deliveries(rows)),
         _once("... and came under one webhook-id", events, _messages(provider)),
+        _attempted(rows, provider),
         _chained(rows, accepted, events_count),
         _once("jobs have ended, well or as planned", _planned(jobs), _ended(rows)),
         _once("... with their write if they succeeded", _good(jobs), values["done"]),
@@ -133,6 +134,19 @@ def _executions(rows: Rows) -> defaultdict[str, Counter[str]]:
 def _kv(rows: Rows) -> Counter[str]:
     found = rows('SELECT "key", value FROM kv WHERE "key" LIKE \'seen/%\'')
     return Counter(json.loads(value) for key, value in found if key == f"seen/{json.loads(value)}")
+
+
+def _attempted(rows: Rows, provider: Provider) -> Finding:
+    """Whatever came, and came again, must be an attempt that is on record."""
+    query = "SELECT delivery_id, count(*) FROM delivery_attempts GROUP BY 1"
+    attempts: dict[str, int] = dict(rows(query))
+    broken = [
+        f"{webhook_id} came {number} times, after {attempts.get(webhook_id, 0)} attempts"
+        for webhook_id, number in provider.arrivals.items()
+        if number > attempts.get(webhook_id, 0)
+    ]
+    what = "... no more often than was tried"
+    return Finding(promise=what, count=len(provider.arrivals), broken=broken)
 
 
 def _chained(rows: Rows, accepted: Collection[str], events_count: int) -> Finding:
