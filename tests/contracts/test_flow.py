@@ -96,9 +96,8 @@ def spans(runs: list[Any]) -> list[tuple[float, float]]:
 
 def most_at_once(runs: list[Any]) -> int:
     """Return how many were at work beside each other, short overlaps by a clock's step aside."""
-    at_work = spans(runs)
-    return max(sum(begin + 5 < at < end - 5 or at == begin for begin, end in at_work)
-               for at, _ in at_work)  # fmt: skip
+    surely = [(begin, max(begin + 1, end - 10)) for begin, end in spans(runs)]
+    return max(sum(begin <= at < end for begin, end in surely) for at, _ in surely)
 
 
 # What is declared.
