@@ -38,6 +38,7 @@ from runtimes.contract import GuestError, Outcome
 CLAIM_ROWS: Final = 512  # of one transaction
 HELD_BYTES_MAX: Final = 256 * 1024 * 1024  # of inputs; beyond it nothing more is claimed
 POLL_S: Final = 1.0
+POLL_S_MAX: Final = 5.0
 OVERDUE_MS: Final = 2_500  # a row that is free for so long is claimed without a ticket
 AUDIT_EVERY: Final = 10  # polls
 TIMER_MS_MAX: Final = 60_000  # later ones are found by the poll when they come nearer
@@ -181,14 +182,19 @@ class Backlog:
         Until `look` nothing is claimed: it would be a dead node's.
         """
         self._lost = True
+        self._wanted.update(self._shares)
+        self._chains.clear()
         for run in tuple(self._held.values()):
             self._stop(run)
-        self._wanted.update(self._shares)
+            # It may be on a thread still. Its row may come back to this node under its new name.
+            run.on_end = None
+            self._forget(run)
 
     def ended(self, run: Run) -> None:
         """The run has its record, or somebody else has the run."""
         project_id = run.project_id
-        self._forget(run)
+        if not self._forget(run):
+            return
         if run.policy.order and run.lane is not None:
             self._next_of(run.lane, run)
         if project_id in self._wanted and self._shares[project_id] < self._window // 2:
@@ -208,6 +214,7 @@ class Backlog:
             run for run_id, run in self._held.items() if run_id not in begun and run.outcome is None
         ]
         if waiting:
+            self._chains.clear()  # else the end of each would begin the next
             for run in waiting:
                 self._stop(run)
             await self._give_back([run.execution_id for run in waiting])
@@ -235,13 +242,15 @@ class Backlog:
         else:
             self._desk.submit(run)
 
-    def _forget(self, run: Run) -> None:
-        if self._held.pop(run.execution_id, None) is None:
-            return
+    def _forget(self, run: Run) -> bool:
+        if self._held.get(run.execution_id) is not run:
+            return False  # it was dropped; perhaps it is here again, as another object
+        del self._held[run.execution_id]
         self._held_bytes -= len(run.input)
         self._shares[run.project_id] -= 1
         if not self._shares[run.project_id]:
             del self._shares[run.project_id]
+        return True
 
     def _line_up(self, lane: str, run: Run) -> None:
         waiting = self._chains.get(lane)
@@ -290,8 +299,8 @@ class Backlog:
                 self._wanted.discard(project_id)
                 if await self._claim(project_id):
                     self._wanted.add(project_id)
-        except EngineError as error:
-            self._wanted.add(project_id)  # the poll comes by here again
+        except Exception as error:  # noqa: BLE001 - the loop of claims: the poll comes by again
+            self._wanted.add(project_id)
             _log.warning("claim_failed", project_id=project_id, error=str(error))
         finally:
             self._pulling.pop(project_id, None)
@@ -319,7 +328,7 @@ class Backlog:
             strays = [row.id for row in claim.rows if not await self._admit(row, node_id)]
             if strays:
                 await self._journal.run(cancel_deleted, project_id, strays, self._clock())
-        except EngineError:
+        except Exception:  # whatever it is: the rows are this node's, and in no memory
             await self._give_back([row.id for row in claim.rows if row.id not in self._held])
             raise
         return claim.more
@@ -343,7 +352,8 @@ class Backlog:
         if run.outcome is None:
             self._take(run)
         else:
-            run.ended_ns = run.created_ns
+            run.clock_ms = self._clock()
+            run.ended_ns = time.monotonic_ns()
             self._settle(run)
         return True
 
@@ -358,7 +368,8 @@ class Backlog:
             except Exception as error:  # noqa: BLE001 - the database may be away; the poll goes on
                 _log.warning("backlog_not_read", error=str(error))
             polls_count += 1
-            pause_s = max(POLL_S, 10 * (time.monotonic() - started))
+            # Many projects with free rows make the poll longer, and so rarer; not so an outage.
+            pause_s = min(POLL_S_MAX, max(POLL_S, 10 * (time.monotonic() - started)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._look.wait()
@@ -377,7 +388,7 @@ class Backlog:
 
         After a lost answer from the database either side may not know of the other.
         """
-        for project_id, priority in await self._journal.run(unpark_stale, CLAIM_ROWS):
+        for project_id, priority in await self._journal.run_alone(unpark_stale, CLAIM_ROWS):
             self.wake(project_id, priority)
         if not self._runs_here:
             return

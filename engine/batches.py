@@ -223,6 +223,7 @@ def _batch_of(messages: list[Run], now_ms: int) -> Run:
         root_id=roots.pop() if len(roots) == 1 else execution_id,
         depth=max(message.depth for message in messages),
         attempt=max(message.attempt for message in messages),
+        queued=True,  # its messages are: nobody waits for it, so it can wait, and be given back
         messages=tuple(messages),
     )
 

@@ -108,6 +108,19 @@ class Catalogue:
         for product_id in {trigger.product_id for trigger in rows}:
             self._triggers[product_id] = _of_product(rows, product_id)
 
+    async def reload(self) -> None:
+        """Read everything again: what has changed meanwhile is not known."""
+        await self.projects_changed()
+        await self.keys_changed()
+        async with self._reading:
+            await self._load_functions(None)
+            rows = await self._database.read(live.all_triggers)
+            products = {trigger.product_id for trigger in rows}
+            self._triggers = {one: _of_product(rows, one) for one in products}
+            self._devices_changed_count += 1
+            self._devices.clear()
+            self._devices_by_token.clear()
+
     def project(self, name_or_id: str) -> str | None:
         """Return the project's id."""
         return self._projects.get(name_or_id)
@@ -207,7 +220,10 @@ class Catalogue:
             sealed, kinds = bindings[share.project_id]
             version = self._version(share, sealed, kinds)
             found.setdefault(share.function_id, []).append((share.percent, version))
-        if function_id is not None and (old := self._functions_by_id.pop(function_id, None)):
+        for old_id in tuple(self._functions_by_id) if function_id is None else (function_id,):
+            old = self._functions_by_id.pop(old_id, None)
+            if old is None:
+                continue
             self._functions.pop((old.project_id, old.name), None)
             for _, version in old.shares:
                 version.live = False

@@ -17,9 +17,15 @@ from engine.store.database import Database
 from engine.store.journal import Journal
 
 POLL_S: Final = 1.0
+GAP_S: Final = 1_800.0  # a node that was away for longer reads everything again
 FRESH_S: Final = 0.02
 READ_ROWS: Final = 500
 _log = structlog.get_logger()
+
+
+def now_s() -> float:
+    """Return seconds by a clock that no one sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Changes:
@@ -31,6 +37,7 @@ class Changes:
         self._catalogue = catalogue
         self._seq = 0
         self._asked_s = 0.0
+        self._read_s = now_s()  # when the feed was last read
         self._reading = asyncio.Lock()
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -73,6 +80,11 @@ class Changes:
         if seq is not None and seq <= self._seq:
             return
         async with self._reading:
+            if now_s() - self._read_s > GAP_S:
+                # What is older than an hour is gone from the feed.
+                await self.begin()
+                await self._catalogue.reload()
+            self._read_s = now_s()
             while True:
                 rows = await self._database.read(store.noted_after, self._seq, READ_ROWS)
                 # What changed twice is read once.

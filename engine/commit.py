@@ -316,10 +316,12 @@ class Settler:
         """Somebody else has the run, or it was cancelled: nothing of what it did here counts."""
         _log.info("run_not_ours", execution_id=run.execution_id)
         run.retried = False
-        if run.messages and self._journal.node_id is not None:
+        node_id = self._journal.node_id
+        ours = [message for message in run.messages if message.owner == node_id]
+        if ours and node_id is not None:
             # One message of the batch is gone: the others are still here, and run again.
-            ids = [message.execution_id for message in run.messages]
-            free = partial(free_runs, node_id=self._journal.node_id, ids=ids)
+            ids = [message.execution_id for message in ours]
+            free = partial(free_runs, node_id=node_id, ids=ids)
             woken = (run.project_id, run.priority, 0)
             self._journal.submit(Commit(change=free, done=lambda *_: self._wake(*woken)))
         _over(run)
@@ -327,7 +329,11 @@ class Settler:
     def _refused(self, run: Run, error: BaseException) -> None:
         """The database did not take it: nothing of the run happened, so it may run again."""
         _log.error("run_not_recorded", execution_id=run.execution_id, error=str(error))
-        if run.queued or run.messages:
+        if run.queued and not run.started_ns and run.outcome is not None:
+            # It was not to run at all, only to end: skipped, or given up.
+            run.retried = False
+            asyncio.get_running_loop().call_later(RETRY_S, self.settle, run)
+        elif run.queued:
             run.start_again()
             run.retried = False
             run.outcome = None

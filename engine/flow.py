@@ -313,6 +313,7 @@ class _Decider:
         self._now_ms = now_ms
         self._made = Decision()
         self._chosen: dict[str, Candidate] = {}  # singletons that cancel: by lane, of this claim
+        self._older: dict[str, list[str]] = {}  # those of before it that this claim has taken
 
     def decide(self, rows: Sequence[Candidate]) -> Decision:
         ordered: dict[str, list[Candidate]] = {}
@@ -344,16 +345,25 @@ class _Decider:
         singleton = None if row.policy.flow is None else row.policy.flow.singleton
         if singleton and singleton.mode == "cancel" and _is_new(row, singleton):
             self._take_place(row, name)
+        elif singleton and name in self._chosen:
+            self._made.admitted.cancel.append(row.id)  # an older one, whose place is taken
+            return
         elif lane.count + claimed.get(name, 0) >= lane_limit(row.policy):
             self._park(row, name)
             return
         if singleton and singleton.mode != HELD:
             self._hold(row)
+        elif singleton:
+            self._older.setdefault(name, []).append(row.id)
         claimed[name] = claimed.get(name, 0) + 1
         self._made.admitted.claim.append(row.id)
 
     def _take_place(self, row: Candidate, name: str) -> None:
         admitted = self._made.admitted
+        for older_id in self._older.pop(name, ()):  # free again, and claimed just now
+            admitted.claim.remove(older_id)
+            admitted.cancel.append(older_id)
+            self._made.claimed[name] -= 1
         before = self._chosen.get(name)
         if before is None:
             admitted.cancel.extend(self._lanes[name].others)

@@ -9,7 +9,7 @@ is read in time (`sweep_due`, `lanes_to_refill`): no dead provider's backlog fil
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
@@ -80,9 +80,9 @@ class Lanes:
         return len(self._known)
 
     @property
-    def known(self) -> list[str]:
+    def known(self) -> Collection[str]:
         """Return the ids of all that it has taken in."""
-        return list(self._known)
+        return self._known.keys()
 
     def add(self, pending: Pending, now_ms: int) -> None:
         """Take in a waiting delivery. One that is known keeps the earlier of both times."""

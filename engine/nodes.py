@@ -47,6 +47,7 @@ class Nodes:
         on_lost: Callable[[], None],
         on_freed: Callable[[], None],
         on_adopted: Callable[[list[str], bool], None],
+        on_checked: Callable[[], None],
         state: Callable[[], dict[str, object]],
     ) -> None:
         """Hand over what it tells.
@@ -62,6 +63,7 @@ class Nodes:
             on_lost: this node was taken over: everything it holds is somebody else's.
             on_freed: there is work again that no node has.
             on_adopted: (deliveries that wait, whether others were on their way): they are ours now.
+            on_checked: now and then: time to look for what an outage may have left.
             state: what people are shown of this node.
         """
         self.on_born: Callable[[str], None] = lambda _node_id: None
@@ -75,6 +77,7 @@ class Nodes:
         self._on_lost = on_lost
         self._on_freed = on_freed
         self._on_adopted = on_adopted
+        self._on_checked = on_checked
         self._state = state
         self._seen: dict[str, tuple[int, float]] = {}  # others: beat, since when (monotonic)
         self._looked_s = 0.0
@@ -124,7 +127,7 @@ class Nodes:
         while True:
             try:
                 await self._beat()
-            except EngineError as error:  # the store's: it is said there; others judge by silence
+            except Exception as error:  # noqa: BLE001 - a node that beats no more claims on as a ghost
                 _log.warning("node_could_not_beat", error=str(error))
             await asyncio.sleep(pause_s)
 
@@ -144,6 +147,7 @@ class Nodes:
             freed_count = await self._journal.run(store.free_orphans)
             if freed_count:
                 self._on_freed()
+            self._on_checked()
         self._beats_count += 1
         waiting, interrupted = await self._journal.run(store.adopt_deliveries, self.id, ADOPTED_MAX)
         if waiting or interrupted:

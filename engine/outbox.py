@@ -116,6 +116,11 @@ class Outbox:
         self._news.set()
         self._runner = asyncio.create_task(self._run(), name="outbox")
 
+    def look(self) -> None:
+        """Look into the table: after an outage it may have what this outbox was never told of."""
+        self._lanes.swept(0)
+        self.adopted((), interrupted=True)
+
     def adopted(self, waiting: Iterable[str], interrupted: bool) -> None:
         """Take over deliveries of a node that is gone: those that wait, and what it was sending."""
         self.notice(waiting)
@@ -206,8 +211,8 @@ class Outbox:
 
     async def _read_news(self) -> None:
         if self._interrupted:
-            self._interrupted = False
             await self._take_up_interrupted()
+            self._interrupted = False
         now_ms = self._clock()
         horizon_ms = now_ms + HORIZON_MS
         per_lane = self._limits.known_per_lane
@@ -387,10 +392,13 @@ class Outbox:
         self.counts.failed += change.state is State.FAILED
 
     async def _take_up_interrupted(self) -> None:
-        left = await self._database.read(store.left_sending, self._node(), self._lanes.known)
+        left = await self._database.read(store.left_sending, self._node())
         now_ms = self._clock()
         steps = []
+        known = self._lanes.known  # what this outbox is sending itself
         for row in left:
+            if row.id in known:
+                continue
             number = row.attempts + 1
             verdict = decide(number, Retry(None, None, INTERRUPTED), now_ms, self._rng)
             change = Change(

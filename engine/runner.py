@@ -287,7 +287,7 @@ class Runner:
         if self.loading and self.isolate and now_ns - self.used_ns > LOAD_MS * 1_000_000:
             self.house.kill()
         for run in tuple(self._runs.values()):
-            if run.cancel_asked and self.cancel(run):
+            if run.cancel_asked and self.cancel(run) and run.number not in self._runs:
                 continue
             over_ns = now_ns - run.started_ns - run.limits.wall_ms * 1_000_000
             if over_ns <= 0:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -168,9 +169,10 @@ async def open_platform(
         check_kind(settings, kind)
         if not settings.database_url:
             settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            stack.enter_context(hold(settings.data_dir / "engine.lock"))
         vault = Vault.from_settings(settings)
         database = Database(settings.database())
+        if database.is_sqlite:
+            stack.enter_context(hold(Path(f"{database.url.database}.lock")))
         stack.callback(database.close)
         database.migrate()
         journal = Journal(database)
@@ -188,6 +190,7 @@ async def open_platform(
             on_lost=lambda: backlog.drop_all(),
             on_freed=lambda: backlog.look(),
             on_adopted=lambda waiting, interrupted: outbox.adopted(waiting, interrupted),
+            on_checked=lambda: outbox.look(),
             state=lambda: {"held": backlog.count, "running": len(backlog.running())},
         )
         await nodes.start()

@@ -4,7 +4,7 @@ Path:   commit -> `delivery_row`; outbox -> `claim`, `finish`; API -> `page`, `g
 Never:  changes a state that engine.deliveries.NEXT does not allow.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -218,12 +218,10 @@ def claim(connection: Connection, ids: Sequence[str], node_id: str | None) -> li
     ]
 
 
-def left_sending(
-    connection: Connection, node_id: str | None, but: Collection[str] = ()
-) -> list[Change]:
-    """Return what a crash left in `sending`, as it stands; `but`: what this node is sending."""
+def left_sending(connection: Connection, node_id: str | None) -> list[Change]:
+    """Return what is in `sending`: what a crash has left, and what this node is at."""
     query = select(deliveries.c.id, deliveries.c.attempts, deliveries.c.next_ms).where(
-        deliveries.c.state == State.SENDING.value, _of(node_id), deliveries.c.id.not_in(but)
+        deliveries.c.state == State.SENDING.value, _of(node_id)
     )
     return [
         Change(

@@ -39,6 +39,7 @@ _Copy = Callable[[Connection, Table, Sequence[Row]], None]
 CHUNK_ROWS: Final = (512, 128, 32, 8, 1)  # fixed, so that the driver's statement cache holds them
 COPY_ROWS_MIN: Final = 8  # for fewer, INSERT is as fast
 LAZY_MS: Final = 5  # how long records that nobody waits for may gather before they are committed
+CIRCLES_MAX: Final = 3  # times that a deadlock with another node is tried again
 RETRY_S: Final = 1.0  # after the database refused records
 _log = structlog.get_logger()
 
@@ -289,7 +290,11 @@ class Journal:
                 self._loop.call_soon_threadsafe(self._written, group, answers, told)
 
     def _write(
-        self, connection: Connection, group: list[Commit], told: list[tuple[Told, Any]]
+        self,
+        connection: Connection,
+        group: list[Commit],
+        told: list[tuple[Told, Any]],
+        tries_left: int = CIRCLES_MAX,
     ) -> list[Answer]:
         try:
             return self._write_group(connection, group, told)
@@ -298,6 +303,8 @@ class Journal:
                 return self._write_after_loss(connection, group, told)
             _roll_back(connection)
             if len(group) == 1:
+                if _is_circle(error) and tries_left:
+                    return self._write(connection, group, told, tries_left - 1)
                 if isinstance(error, LeaseLost):
                     self.leases_lost_count += 1
                     return [(None, error)]
@@ -332,6 +339,7 @@ class Journal:
                     _log.error("database_gone", error=str(error))
                     said = "nothing was stored" if answers is None else "it may have been stored"
                     gone = StoreFailed(f"the database does not answer; {said}")
+                    gone.__cause__ = error
                     return [(None, gone)] * len(group)
                 self._hurry.wait(RECONNECT_PAUSE_S)
             else:
@@ -395,13 +403,14 @@ class Journal:
                     news.setdefault(table, []).append(row)
                 else:
                     self.leases_lost_count += 1
-        for table, rows in news.items():
+        # Tables by name, rows by key: two nodes that lock the same never wait in a circle.
+        for table, rows in sorted(news.items(), key=_table_name):
             self._insert(connection, table, self._in_order(table, rows), "inserts_new")
         for table, rows in _gather(commit.inserts for commit in good).items():
             self._insert(connection, table, rows, "inserts")
         for table, ids in _gather(commit.deletes for commit in good).items():
             self._delete(connection, table, ids)
-        for table, words in _last_words(good).items():
+        for table, words in sorted(_last_words(good).items(), key=_table_name):
             # Each key stands in one statement, once: PostgreSQL upserts no row twice in one.
             puts = [row for row in words.values() if row is not None]
             self._insert(connection, table, self._in_order(table, puts), "puts")
@@ -411,7 +420,7 @@ class Journal:
             self._update(connection, table, columns, updates)
 
     def _in_order(self, table: Table, rows: list[Row]) -> list[Row]:
-        """Return the rows by primary key: two nodes that lock the same never wait in a circle."""
+        """Return the rows by primary key."""
         if self._database.is_sqlite:
             return rows
         width = len(table.primary_key.columns)
@@ -532,6 +541,16 @@ def _first_group(waiting: list[Commit]) -> tuple[list[Commit], list[Commit]]:
         return waiting[:1], waiting[1:]
     size = next((at for at, commit in enumerate(waiting) if commit.alone), len(waiting))
     return waiting[:size], waiting[size:]
+
+
+def _table_name(item: tuple[Table, Any]) -> str:
+    return item[0].name
+
+
+def _is_circle(error: Exception) -> bool:
+    """Say whether the database has ended this transaction for another one's sake."""
+    state = getattr(error.orig, "sqlstate", "") if isinstance(error, DBAPIError) else ""
+    return state in {"40P01", "40001"}  # deadlock, serialization failure
 
 
 def _changed(connection: Connection, commit: Commit) -> Answer:

@@ -268,6 +268,7 @@ class Told:
             on_lost=lambda: self.heard.append("lost"),
             on_freed=lambda: self.heard.append("freed"),
             on_adopted=lambda waiting, interrupted: self.heard.append("adopted"),
+            on_checked=lambda: None,
             state=dict,
         )
 

@@ -85,3 +85,31 @@ def test_stop_does_not_wait_for_long_runs(own_engine: Callable[..., Engine]) -> 
         assert answer.json()["code"] in {"cancelled", "draining"}
         again = engine.ok("GET", f"/v1/executions/{queued['execution_id']}")
         assert again["status"] in {"queued", "running"}
+
+
+@pytest.mark.slow
+def test_stop_gives_messages_of_a_batch_back(own_engine: Callable[..., Engine]) -> None:
+    """A batch that is at work when the engine stops has not ended: its messages come again."""
+    engine = own_engine()
+    source = """export default { async queue(batch, env) {
+      const first = await env.KV.get("begun");
+      if (!first) await new Promise((resolve) => setTimeout(resolve, 30_000));
+      for (const message of batch.messages) await env.KV.put(`m${message.body}`, 1);
+    } }"""
+    batches = {"max_batch_size": 3, "max_batch_timeout": 1}
+    engine.deploy("messages", source, queue=batches, limits={"wall_ms": 40_000})
+    jobs = [
+        engine.ok("POST", "/v1/jobs", {"function": "messages", "payload": number})["id"]
+        for number in range(3)
+    ]
+    engine.until(lambda: engine.ok("GET", f"/v1/jobs/{jobs[0]}")["status"] == "running")
+
+    engine.ok("PUT", "/v1/kv/default/begun", 1)
+    engine.process.terminate()
+    engine.process.wait(timeout=30)
+    engine.process.stdout.close()
+    engine.start()
+    ended = [engine.ok("GET", f"/v1/jobs/{job}?wait=20") for job in jobs]
+
+    assert [(job["status"], job["attempts"]) for job in ended] == [("succeeded", 1)] * 3
+    assert [engine.ok("GET", f"/v1/kv/default/m{number}") for number in range(3)] == [1] * 3

@@ -82,6 +82,7 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "engine/changes.py": "the loop that follows the feed: likewise",
     "engine/cli/doctor.py": "whatever a database driver raises is the finding",
     "engine/hostcalls/broker.py": "the loop of host calls: a guest must not hang on our mistake",
+    "engine/nodes.py": "the loop of heartbeats: without it the node would claim on as a ghost",
     "engine/outbox.py": "the loop of sends: a bug in one connector stops no other",
     "engine/scheduler.py": "the loop of due times: one bad turn must not stop all schedules",
     "engine/store/journal.py": "a change's own exception goes to its caller, alone",
