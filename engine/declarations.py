@@ -39,6 +39,7 @@ from engine.quotas import (
 SCOPES: Final = ("function", "project")
 MODES: Final = ("skip", "cancel")
 PARTS: Final = ("retries", "flow", "queue")
+_QUOTES: Final = "'\""
 _QUEUE: Final = "queue"
 _Said = Mapping[str, Any]
 
@@ -231,13 +232,23 @@ def _key(said: _Said, at: str) -> str:
     key = said.get("key")
     if key is None:
         return ""
-    if not (1 <= len(key) <= FLOW_KEY_CHARS_MAX and key.isprintable()):
+    if not (1 <= len(key) <= FLOW_KEY_CHARS_MAX and key.isprintable() and _can_be_key(key)):
         raise Invalid(
             f"must be a path into the input, like payload.customer.id, or a word in quotes; 1 to "
             f"{FLOW_KEY_CHARS_MAX} printable characters",
             f"{at}/key",
         )
     return str(key)
+
+
+def _can_be_key(key: str) -> bool:
+    """Return whether it is a word in quotes, closed again, or a path none of whose names is empty.
+
+    Any other would be missing in every input, and so be one key for all of them.
+    """
+    if key[0] in _QUOTES or key[-1] in _QUOTES:
+        return len(key) > len("''") and key[0] == key[-1]
+    return all(key.split("."))
 
 
 def _one_of(said: str | None, known: Sequence[str], pointer: str) -> str:

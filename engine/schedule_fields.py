@@ -160,7 +160,8 @@ def _follower(
 ) -> Follower:
     name = asked["function"]
     function = function_of(connection, project_id, name, f"{pointer}/function", FOLLOWER_HANDLERS)
-    times = _count(asked.get("times") or 1, f"{pointer}/times", SCHEDULE_FAILURES_MAX)
+    asked_times = 1 if asked.get("times") is None else asked["times"]
+    times = _count(asked_times, f"{pointer}/times", SCHEDULE_FAILURES_MAX)
     return Follower(function_id=function.id, function=function.name, times=times)
 
 

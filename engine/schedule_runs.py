@@ -188,13 +188,13 @@ def _zone_of(connection: Connection, schedule: Schedule, device_id: str | None) 
     """Return by which time zone a run by hand goes."""
     if schedule.product_id is None:
         if device_id is not None:
-            raise Invalid("this schedule is not device-local; leave it out", "/device")
+            raise Invalid("this schedule is not device-local; leave it out", "?device")
         return schedule.spec.timezone
     if device_id is None:
-        raise Invalid("this schedule is device-local: give the id of one device", "/device")
+        raise Invalid("this schedule is device-local: give the id of one device", "?device")
     device = find_device(connection, schedule.project_id, device_id)
     if device is None or device.product_id != schedule.product_id:
-        raise Invalid(f"there is no device {device_id[:80]!r} of {schedule.product}", "/device")
+        raise Invalid(f"there is no device {device_id[:80]!r} of {schedule.product}", "?device")
     return device.timezone
 
 

@@ -16,7 +16,7 @@ from engine.control import Control
 from engine.errors import Conflict, Invalid, NotFound
 from engine.fires import HANDLERS
 from engine.ids import new_id
-from engine.names import check_name
+from engine.names import check_function_name
 from engine.schedule_fields import (
     Given,
     check_local,
@@ -29,7 +29,16 @@ from engine.store import schedules as store
 from engine.store.fires import zones_of as zones_of_products
 from engine.store.products import find_product
 from engine.store.schedules import NEVER_MS, Fire, Options, Schedule
-from jobs.schedule import Instant, Skipped, Spec, explain, instants, next_after, skipped
+from jobs.schedule import (
+    Instant,
+    Skipped,
+    Spec,
+    explain,
+    instants,
+    next_after,
+    over_by,
+    skipped,
+)
 from jobs.zones import is_zone
 
 REASON_CHARS_MAX: Final = 500
@@ -74,9 +83,9 @@ def preview(
         Previewed(instant=explain(spec.in_zone(zone), at_ms), timezone=zone)
         for at_ms, zone in islice(heapq.merge(*map(of, sorted(zones))), limit)
     )
-    until_ms = to_ms if to_ms is not None and len(due) < limit else None
-    if until_ms is None:
-        until_ms = due[-1].instant.at_ms if due else from_ms
+    until_ms = over_by(spec) if to_ms is None else to_ms
+    if len(due) >= limit:
+        until_ms = due[-1].instant.at_ms
     gaps = tuple(
         (zone, one)
         for zone in sorted(zones)
@@ -269,7 +278,8 @@ def _with(connection: Connection, known: Schedule, given: Given) -> Schedule:
         "payload": payload_of(given, known.payload),
     }
     if given.get("name") is not None:
-        check_name(given["name"])
+        if given["name"] != known.name:
+            check_function_name(given["name"])  # it stands in URLs as well
         changes["name"] = given["name"]
     if given.get("function") is not None:
         name = given["function"]

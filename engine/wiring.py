@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from engine.api.app import Operations, create_app
 from engine.api.hot import Hot
@@ -54,7 +54,7 @@ from engine.scheduler import Scheduler
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
 from engine.store.changes import in_turn
-from engine.store.database import Database
+from engine.store.database import Database, StoreFailed
 from engine.store.journal import Journal
 from engine.store.live import all_keys, all_projects
 from engine.store.projects import Project, insert_project
@@ -174,6 +174,7 @@ async def open_platform(
         if database.is_sqlite:
             stack.enter_context(hold(Path(f"{database.url.database}.lock")))
         stack.callback(database.close)
+        await _reached(database)
         database.migrate()
         journal = Journal(database)
         stack.push_async_callback(journal.close)
@@ -386,6 +387,20 @@ def _ticket_worker(settings: Settings, nodes: Nodes, backlog: Backlog) -> "Ticke
     )
     nodes.on_born = worker.rename
     return worker
+
+
+async def _reached(database: Database) -> None:
+    """Wait a moment for a database that is starting, too.
+
+    Raises:
+        StoreFailed: it does not answer; says where it was looked for.
+    """
+    try:
+        await database.read(lambda connection: connection.execute(select(1)).scalar_one())
+    except StoreFailed as error:
+        raise StoreFailed(
+            f"{error} at {database.url.render_as_string()}; start it, or look at --database-url"
+        ) from error
 
 
 def check_kind(settings: Settings, kind: Kind) -> None:

@@ -114,6 +114,16 @@ def instants(spec: Spec, from_ms: int, to_ms: int | None = None) -> Iterator[int
         at_ms = next_after(spec, at_ms)
 
 
+def over_by(spec: Spec) -> int:
+    """Return an instant from which on nothing is due, in whatever time zone."""
+    if spec.end_ms is not None:
+        return spec.end_ms + 1
+    if spec.at:
+        at = datetime.fromisoformat(spec.at).replace(tzinfo=None)
+        return (_wall_s(at) + LOOK_BACK_S) * 1000
+    return LAST_S * 1000
+
+
 def explain(spec: Spec, at_ms: int) -> Instant:
     """Say what the clock on the wall shows at a due time, and whether that is odd."""
     at_s = at_ms // 1000

@@ -19,6 +19,8 @@ PROBE_S: Final = 12 * 3600
 LOOK_BACK_S: Final = 2 * 86_400  # no clock was ever set by more
 LAST_YEAR: Final = datetime.fromtimestamp(LAST_S, UTC).year
 _MACHINES_OWN: Final = frozenset({"localtime", "Factory", "posixrules"})
+# Some machines have all zones once more in these folders: `right` counts leap seconds.
+_FOLDERS_OWN: Final = ("posix/", "right/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def check_zone(name: str, field: str = "timezone") -> None:
 
 
 def is_zone(name: str) -> bool:
-    if len(name) > NAME_CHARS_MAX or name in _MACHINES_OWN:
+    if len(name) > NAME_CHARS_MAX or name in _MACHINES_OWN or name.startswith(_FOLDERS_OWN):
         return False
     try:
         ZoneInfo(name)

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fastapi import Depends, Security
+from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from engine.api.platform import Catalogue, platform_of
-from engine.errors import EngineError, NotFound
+from engine.errors import EngineError, Invalid, NotFound
 from engine.projects import key_hash
 
 KEY_CHARS_MAX: Final = 512  # of any key that an operator may have set
+_TOLERANT: Final = frozenset({"GET", "HEAD"})  # they change nothing
 
 
 class Unauthorized(EngineError):
@@ -128,9 +130,26 @@ def _scoped(needed: tuple[str, ...]) -> Callable[..., Awaitable[Access]]:
     ) -> Access:
         found = await access_of(platform_of(request).catalogue, request.headers)
         found.require(*needed)
+        if request.method not in _TOLERANT:
+            _check_query(request)
         return found
 
     return access
+
+
+def _check_query(request: Request) -> None:
+    """Refuse a parameter that the route does not know: a mistyped `dry_run` would act for real."""
+    known = _parameters(request.scope["route"].dependant)
+    for name in request.query_params:
+        if name not in known:
+            named = f"known are {', '.join(sorted(known))}" if known else "there are none here"
+            raise Invalid(f"is not a known parameter; {named}", f"?{name[:80]}")
+
+
+def _parameters(dependant: Dependant) -> set[str]:
+    """Return the names that a route and what it depends on take from the query."""
+    own = {field.alias for field in dependant.query_params}
+    return own.union(*map(_parameters, dependant.dependencies))
 
 
 Reader = Annotated[Access, Depends(_scoped(READ))]

@@ -96,6 +96,9 @@ class ReissueAsked(Body):
     dry_run: bool = False
 
 
+Reissue = Annotated[ReissueAsked | None, BodyOf(examples=[{"dry_run": True}])]
+
+
 class TicketShown(Shown):
     project: str
     priority: int = Field(description="0 high, 1 default, 2 low")
@@ -213,11 +216,12 @@ async def show_queues(
 
 
 @router.post("/tickets/reissue", responses=problems(422, body=True))
-async def reissue(platform: PlatformHere, _: Admin, body: ReissueAsked) -> Reissued:
+async def reissue(platform: PlatformHere, _: Admin, body: Reissue = None) -> Reissued:
     """Tell nodes once more of all work that is due and nobody's. Does no harm."""
-    found = await reissue_tickets(platform, dry_run=body.dry_run)
+    dry_run = body is not None and body.dry_run
+    found = await reissue_tickets(platform, dry_run=dry_run)
     return Reissued(
-        dry_run=body.dry_run,
+        dry_run=dry_run,
         items=[
             TicketShown(project=one.project_id, priority=one.priority, due_at=iso(one.due_ms))
             for one in found

@@ -114,7 +114,7 @@ class ScheduleFields(TimingAsked):
 class ScheduleNew(ScheduleFields):
     model_config = example(
         {
-            "name": "morning report",
+            "name": "morning-report",
             "function": "report",
             "cron": "0 7 * * MON-FRI",
             "timezone": "Europe/Madrid",
@@ -122,7 +122,9 @@ class ScheduleNew(ScheduleFields):
         }
     )
 
-    name: str | None = Field(None, description="Left out: its id.")
+    name: str | None = Field(
+        None, description="A letter, then up to 63 letters, digits, _ or -; left out: its id."
+    )
     function: str = Field(description="Id or name.")
 
 
@@ -150,6 +152,13 @@ class PauseAsked(Body):
 
 
 Reason = Annotated[PauseAsked | None, BodyOf(examples=[{"reason": "the plant is closed"}])]
+
+
+class TriggerAsked(Body):
+    """Nothing: what there is to say stands in the query."""
+
+
+NoFields = Annotated[TriggerAsked | None, BodyOf(examples=[{}])]
 
 
 class BackfillAsked(Body):
@@ -362,7 +371,11 @@ async def continue_schedule(
     return _shown(await resume_schedule(platform, access.project_id, schedule))
 
 
-@router.post("/v1/schedules/{schedule}/trigger", status_code=202, responses=problems(404, 409, 422))
+@router.post(
+    "/v1/schedules/{schedule}/trigger",
+    status_code=202,
+    responses=problems(404, 409, 422, body=True),
+)
 async def fire_schedule(
     platform: PlatformHere,
     access: Invoker,
@@ -370,6 +383,7 @@ async def fire_schedule(
     schedule: Asked,
     force: Annotated[bool, Query(description="Also beside a run that has not ended.")] = False,
     device: Annotated[str | None, Query(description="Device-local: for which one.")] = None,
+    _body: NoFields = None,
 ) -> Triggered:
     """Run it now, once more; its due times stay."""
     execution_id = await trigger_schedule(

@@ -39,7 +39,7 @@ def functions_versions(session: Session, function: Function, limit: Limit = 50) 
 
 
 def functions_delete(session: Session, function: Function) -> None:
-    """Delete a function with its triggers; its executions stay readable."""
+    """Delete a function with its triggers and schedules; its executions stay readable."""
     session.client.delete(f"/v1/functions/{segment(function)}")
     session.screen.record({"name": function, "deleted": True})
 

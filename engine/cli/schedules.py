@@ -49,14 +49,46 @@ def schedule_create(
     seconds: Annotated[
         bool, typer.Option("--seconds", help="The line begins with a field of seconds.")
     ] = False,
+    dst_gap: Annotated[
+        str, typer.Option(help="Of a local time that does not exist: run_after, skip.")
+    ] = "",
+    dst_fold: Annotated[
+        str, typer.Option(help="Of a local time that comes twice: first, both.")
+    ] = "",
+    max_attempts: Annotated[int | None, typer.Option(help="Of a run, with the first.")] = None,
+    priority: Annotated[str, typer.Option(help="high, default or low.")] = "",
+    queue: Annotated[str, typer.Option(help="A label of its runs.")] = "",
+    pause_on_failure: Annotated[
+        int | None, typer.Option(help="Pause it after so many failures in a row.")
+    ] = None,
+    on_failure: Annotated[str, typer.Option(help="Function that runs when it fails.")] = "",
+    on_failure_times: Annotated[
+        int | None, typer.Option(help="With --on-failure: after so many in a row; else 1.")
+    ] = None,
+    on_recovery: Annotated[
+        str, typer.Option(help="Function that runs when it works again.")
+    ] = "",
 ) -> None:
     """Run a function by the clock, and print when it is due first."""
+    if on_failure_times is not None and not on_failure:
+        raise Misused("--on-failure-times needs a function", remedy="give --on-failure as well")
     given = {
         "function": function, "cron": cron, "every": every, "at": at, "timezone": timezone,
         "name": name, "overlap": overlap, "jitter": jitter, "catchup_window": catchup_window,
-        "start_at": start_at, "end_at": end_at, "seconds": seconds,
+        "start_at": start_at, "end_at": end_at, "seconds": seconds, "priority": priority,
+        "queue": queue,
     }  # fmt: skip
+    counts = {"max_attempts": max_attempts, "pause_on_failure": pause_on_failure}
     body: dict[str, Any] = {field: value for field, value in given.items() if value}
+    body |= {field: value for field, value in counts.items() if value is not None}
+    dst = {"gap": dst_gap, "fold": dst_fold}
+    if any(dst.values()):
+        body["dst"] = {field: value for field, value in dst.items() if value}
+    if on_failure:
+        times = {} if on_failure_times is None else {"times": on_failure_times}
+        body["on_failure"] = {"function": on_failure} | times
+    if on_recovery:
+        body["on_recovery"] = {"function": on_recovery}
     if payload:
         body["payload"] = _json(payload)
     if product:

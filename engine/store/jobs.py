@@ -154,13 +154,18 @@ def runs_of(connection: Connection, job_id: str) -> list[JobRun]:
     ended = select(
         executions.c.id, executions.c.status, executions.c.attempt, executions.c.created_ms
     ).where(executions.c.job_id == job_id)
+    together = (  # a message's last one is its batch's, which is no job's own
+        select(executions.c.id, executions.c.status, jobs.c.attempts, executions.c.created_ms)
+        .join(jobs, jobs.c.execution_id == executions.c.id)
+        .where(jobs.c.id == job_id, executions.c.job_id.is_(None))
+    )
     waiting = select(
         run_queue.c.id,
         literal(WAITING).label("status"),
         run_queue.c.attempt,
         run_queue.c.created_ms,
     ).where(run_queue.c.job_id == job_id)
-    merged = union_all(ended, waiting).subquery()
+    merged = union_all(ended, together, waiting).subquery()
     query = select(merged).order_by(merged.c.id.desc()).limit(RUNS_MAX)
     return [JobRun(**row) for row in reversed(connection.execute(query).mappings().all())]
 

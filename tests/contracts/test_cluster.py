@@ -105,7 +105,7 @@ def test_a_tail_shows_what_runs_on_workers(cluster: Cluster, clients: list[httpx
                 for text in stream.iter_lines():
                     if text.startswith("data:"):
                         lines.append(json.loads(text[5:]))
-                        if "status" in lines[-1]:
+                        if "status" in lines[-1] and any("msg" in line for line in lines):
                             return
 
         watching = threading.Thread(target=watch)
