@@ -299,8 +299,8 @@ class Backlog:
                 self._wanted.discard(project_id)
                 if await self._claim(project_id):
                     self._wanted.add(project_id)
-        except Exception as error:  # noqa: BLE001 - the loop of claims: the poll comes by again
-            self._wanted.add(project_id)
+        except EngineError as error:
+            self._wanted.add(project_id)  # the poll comes by here again
             _log.warning("claim_failed", project_id=project_id, error=str(error))
         finally:
             self._pulling.pop(project_id, None)
@@ -317,6 +317,7 @@ class Backlog:
             self.wake(project_id, due_ms=claim.wake_ms)
         if claim.more and self._shared:
             self._tickets.issue(Ticket(project_id, store.DEFAULT))  # others may help
+        left = list(claim.rows)
         try:
             if claim.cancelled:  # not with the claim: who ends one of them may wait for its lane
                 now_ms = self._clock()
@@ -325,12 +326,16 @@ class Backlog:
                 )
                 self._cancelled(claim.cancelled)
             await self._changes.catch_up(claim.changes_seq)
-            strays = [row.id for row in claim.rows if not await self._admit(row, node_id)]
+            strays = []
+            while left:
+                if not await self._admit(left[0], node_id):
+                    strays.append(left[0].id)
+                left.pop(0)
             if strays:
                 await self._journal.run(cancel_deleted, project_id, strays, self._clock())
-        except Exception:  # whatever it is: the rows are this node's, and in no memory
-            await self._give_back([row.id for row in claim.rows if row.id not in self._held])
-            raise
+        finally:
+            if left:  # something went wrong: they are this node's, and in no memory
+                await self._give_back([row.id for row in left])
         return claim.more
 
     async def _admit(self, row: store.Queued, node_id: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from engine.api.app import Operations, create_app
 from engine.api.hot import Hot
@@ -54,7 +54,7 @@ from engine.scheduler import Scheduler
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
 from engine.store.changes import in_turn
-from engine.store.database import Database, StoreFailed
+from engine.store.database import Database, StoreFailed, ping
 from engine.store.journal import Journal
 from engine.store.live import all_keys, all_projects
 from engine.store.projects import Project, insert_project
@@ -396,7 +396,7 @@ async def _reached(database: Database) -> None:
         StoreFailed: it does not answer; says where it was looked for.
     """
     try:
-        await database.read(lambda connection: connection.execute(select(1)).scalar_one())
+        await database.read(ping)
     except StoreFailed as error:
         raise StoreFailed(
             f"{error} at {database.url.render_as_string()}; start it, or look at --database-url"

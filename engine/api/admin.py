@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
+from fastapi import Body as BodyOf
 from pydantic import Field
 
 from engine.api.access import Admin

@@ -123,7 +123,7 @@ async def show_function(platform: PlatformHere, access: Reader, name: Name) -> F
     "/v1/functions/{name}", status_code=204, response_class=Response, responses=problems(404)
 )
 async def drop_function(platform: PlatformHere, access: Developer, name: Name) -> None:
-    """Delete a function with its versions and triggers.
+    """Delete a function with its versions, triggers and schedules.
 
     Its executions stay; runs that are waiting end as `cancelled`.
     """

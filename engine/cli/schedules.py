@@ -65,9 +65,7 @@ def schedule_create(
     on_failure_times: Annotated[
         int | None, typer.Option(help="With --on-failure: after so many in a row; else 1.")
     ] = None,
-    on_recovery: Annotated[
-        str, typer.Option(help="Function that runs when it works again.")
-    ] = "",
+    on_recovery: Annotated[str, typer.Option(help="Function that runs when it works again.")] = "",
 ) -> None:
     """Run a function by the clock, and print when it is due first."""
     if on_failure_times is not None and not on_failure:

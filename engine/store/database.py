@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -162,6 +162,11 @@ def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
+
+
+def ping(connection: Connection) -> None:
+    """Ask the database for nothing, to see whether it answers."""
+    connection.execute(text("SELECT 1"))
 
 
 def is_gone(error: Exception) -> bool:

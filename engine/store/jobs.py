@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Select,
+    and_,
     literal,
     or_,
     select,
@@ -156,7 +157,13 @@ def runs_of(connection: Connection, job_id: str) -> list[JobRun]:
     ).where(executions.c.job_id == job_id)
     together = (  # a message's last one is its batch's, which is no job's own
         select(executions.c.id, executions.c.status, jobs.c.attempts, executions.c.created_ms)
-        .join(jobs, jobs.c.execution_id == executions.c.id)
+        .join(
+            jobs,
+            and_(
+                jobs.c.project_id == executions.c.project_id,
+                jobs.c.execution_id == executions.c.id,
+            ),
+        )
         .where(jobs.c.id == job_id, executions.c.job_id.is_(None))
     )
     waiting = select(

@@ -132,8 +132,10 @@ def live_shares(connection: Connection, function_id: str | None = None) -> list[
                     )
                 )
                 .mappings()
-                .one()
+                .one_or_none()
             )
+            if version is None:
+                continue  # deleted since the statement before
             shares.append(_share(row, version, part["percent"]))
     return shares
 

@@ -198,6 +198,30 @@ async def test_a_wrong_query_is_refused(shared: Project, query: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("DELETE", "/v1/dead-letters?all=true&wrong=1", "all, cause, dry_run, function"),
+        ("DELETE", "/v1/functions/none?wrong=1", "there are none here"),
+        ("POST", "/v1/schedules/none/trigger?wrong=1", "known are device, force"),
+        ("POST", "/v1/admin/tickets/reissue?wrong", "there are none here"),
+        ("PUT", "/v1/secrets/NONE?wrong=1", "there are none here"),
+        ("PATCH", "/v1/schedules/none?wrong=1", "there are none here"),
+    ],
+)
+async def test_a_change_with_an_unknown_parameter_is_refused(
+    shared: Project, method: str, path: str, known: str
+) -> None:
+    """A mistyped dry run would act for real; who only reads is not held up."""
+    body = {"PUT": {"value": "x"}, "PATCH": {}}.get(method)
+
+    problem = await shared.admin.refused(422, method, path, body)
+
+    assert (problem["code"], problem["errors"][0]["pointer"]) == ("validation_failed", "?wrong")
+    assert known in problem["errors"][0]["message"]
+    await shared.admin.ok("GET", "/v1/functions?wrong=1")
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"name": "a",}', b"{'name': 1}", b"[" * 100_000, b'{"name": NaN}', b'{"name": "\\ud800"}',

@@ -109,6 +109,16 @@ async def test_all_fields_come_back_as_they_were_sent(project: Project) -> None:
         ({"function": "s-tell", "cron": "* * * * *", "max_attempts": 0}, "/max_attempts"),
         ({"function": "s-tell", "cron": "* * * * *", "pause_on_failure": 0}, "/pause_on_failure"),
         ({"function": "s-tell", "cron": "* * * * *", "name": ""}, "/name"),
+        ({"function": "s-tell", "cron": "* * * * *", "name": "a/b"}, "/name"),
+        ({"function": "s-tell", "cron": "* * * * *", "name": "a b"}, "/name"),
+        ({"function": "s-tell", "cron": "* * * * *", "timezone": "right/UTC"}, "/timezone"),
+        (
+            {
+                "function": "s-tell", "cron": "* * * * *",
+                "on_failure": {"function": "s-tell", "times": 0},
+            },
+            "/on_failure/times",
+        ),
         (
             {"function": "s-tell", "cron": "* * * * *", "on_failure": {"function": "s-none"}},
             "/on_failure/function",
@@ -291,6 +301,11 @@ async def test_a_preview_needs_no_schedule(shared: Project) -> None:
     }  # fmt: skip
 
     found = await shared.operate.ok("POST", "/v1/schedules/preview", body)
+    once = await shared.operate.ok(
+        "POST",
+        "/v1/schedules/preview",
+        {"at": "2031-03-30T02:30:00", "timezone": "Europe/Madrid", "dst": {"gap": "skip"}},
+    )
     refused = await shared.operate.refused(
         422, "POST", "/v1/schedules/preview", {"cron": "*/90 * * * *"}
     )
@@ -305,6 +320,9 @@ async def test_a_preview_needs_no_schedule(shared: Project) -> None:
             }
         ],
     }
+    assert (once["items"], [one["local"] for one in once["skipped"]]) == (
+        [], ["2031-03-30T02:30:00"],
+    )  # fmt: skip
     assert refused["errors"][0]["pointer"] == "/cron"
 
 
@@ -337,6 +355,21 @@ async def test_a_trigger_of_what_runs_is_refused(project: Project) -> None:
     await project.operate.ok("POST", "/v1/schedules/s-busy/trigger?force=true")
 
     assert "force=true" in problem["detail"]
+
+
+async def test_a_trigger_takes_its_device_from_the_query(project: Project) -> None:
+    """What stands in the body instead is refused, not passed over."""
+    await project.operate.ok("POST", "/v1/products", {"name": "s-things"})
+    local = {"device_local": {"product": "s-things"}, "cron": "0 7 * * *"}
+    await schedule(project, name="s-there", **local)
+    path = "/v1/schedules/s-there/trigger"
+
+    missing = await project.operate.refused(422, "POST", path)
+    unknown = await project.operate.refused(422, "POST", f"{path}?device=none")
+    misplaced = await project.operate.refused(422, "POST", path, {"device": "none"})
+
+    pointers = [one["errors"][0]["pointer"] for one in (missing, unknown, misplaced)]
+    assert pointers == ["?device", "?device", "/device"]
 
 
 async def test_a_pause_says_why(project: Project) -> None:

@@ -339,6 +339,7 @@ async def test_all_of_a_filter_are_thrown_away(project: Project) -> None:
     where = f"/v1/dead-letters?function={name}"
 
     problem = await project.develop.refused(422, "DELETE", "/v1/dead-letters?dry_run=true")
+    mistyped = await project.develop.refused(422, "DELETE", f"{where}&dryrun=true")
     dry = await project.develop.ok("DELETE", f"{where}&dry_run=true")
     before = await letters(project)
     done = await project.develop.ok("DELETE", where)
@@ -346,6 +347,7 @@ async def test_all_of_a_filter_are_thrown_away(project: Project) -> None:
     last = await project.develop.ok("DELETE", "/v1/dead-letters?all=true")
 
     assert problem["errors"][0]["pointer"] == "?all"
+    assert mistyped["errors"][0]["pointer"] == "?dryrun"
     assert (dry["dry_run"], dry["count"], dry["ids"], len(before)) == (True, 12, ids[:10], 13)
     assert (done["dry_run"], done["count"]) == (False, 12)
     assert [letter["id"] for letter in rest] == others

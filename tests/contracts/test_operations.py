@@ -360,9 +360,10 @@ async def test_tickets_are_issued_for_what_is_due(project: Project) -> None:
 
     shown = await project.admin.ok("POST", "/v1/admin/tickets/reissue", {"dry_run": True})
     done = await project.admin.ok("POST", "/v1/admin/tickets/reissue", {})
+    bare = await project.admin.ok("POST", "/v1/admin/tickets/reissue")
 
     assert shown["dry_run"] is True
-    assert done["dry_run"] is False
+    assert done["dry_run"] is bare["dry_run"] is False
     assert project.id not in {one["project"] for one in shown["items"]}
 
 

@@ -71,6 +71,9 @@ async def test_messages_come_together(project: Project) -> None:
     (run,) = await batches(project, name)
     assert [(job["status"], job["attempts"]) for job in jobs] == [("succeeded", 1)] * 3
     assert {job["execution_id"] for job in jobs} == {run["id"]}
+    for job_id in ids:
+        (made,) = (await project.develop.ok("GET", f"/v1/jobs/{job_id}"))["executions"]
+        assert (made["id"], made["status"], made["attempt"]) == (run["id"], "succeeded", 1)
     assert (run["status"], run["handler"]) == ("succeeded", "queue")
     batch = await told(project, run)
     assert batch["queue"] == "mail"

@@ -315,6 +315,55 @@ async def test_many_schedulers_fire_once_through_clock_changes(world: World, zon
         await world.end()
 
 
+# Where, a line that falls into the gap or the fold, and when it is due on that day and the next.
+CHANGED_DAYS = [
+    (NEW_YORK, "30 2 * * *", "2026-03-08T07:00Z", "2026-03-09T06:30Z"),
+    (MADRID, "30 2 * * *", "2026-03-29T01:00Z", "2026-03-30T00:30Z"),
+    (LORD_HOWE, "45 1 * * *", "2026-04-04T14:45Z", "2026-04-05T15:15Z"),
+    (LORD_HOWE, "15 2 * * *", "2026-10-03T15:30Z", "2026-10-04T15:15Z"),
+    (MADRID, "30 2 * * *", "2026-10-25T00:30Z", "2026-10-26T01:30Z"),
+    (NEW_YORK, "30 1 * * *", "2026-11-01T05:30Z", "2026-11-02T06:30Z"),
+]
+
+
+@pytest.mark.slow
+async def test_hundreds_in_one_minute_of_a_clock_change_fire_once(world: World) -> None:
+    """In the minute that is missing or comes twice, and on the day after; three at a time."""
+    nodes = [world.scheduler, await world.another_node(), await world.another_node()]
+    for zone, line, *times in CHANGED_DAYS:
+        expected = [ms(time) for time in times]
+        world.clock.now_ms = expected[0] - 12 * HOUR
+        made = await many(world, 600, cron=line, timezone=zone)
+        stops = {at + late for at in expected for late in (-MINUTE, 0, HOUR // 2, HOUR)}
+        for world.clock.now_ms in sorted(stops):
+            await world.fire(*nodes)
+            runs = Counter((row.schedule_id, row.due_ms) for row in await world.queue())
+            now = [at for at in expected if at == world.clock.now_ms]
+            assert runs == Counter(itertools.product(made, now))
+            await world.write(delete(run_queue))
+        fires = await world.fires()
+        assert {row.outcome for row in fires} == {"queued"}
+        assert Counter((row.schedule_id, row.due_ms) for row in fires) == Counter(
+            itertools.product(made, expected)
+        )
+        await world.write(*map(delete, (schedule_fires, schedule_cursors, schedules)))
+
+
+async def many(world: World, count: int, **given: Any) -> list[str]:
+    """Make one schedule, and copies of it in bulk."""
+    first = await world.schedule(**given)
+    (row,) = await world.rows(select(schedules))
+    (cursor,) = await world.rows(select(schedule_cursors))
+    ids = [first.id, *(f"sch_{next(_numbers):08}" for _ in range(count - 1))]
+    others = [{**row._mapping, "id": one, "name": one} for one in ids[1:]]
+    cursors = [{**cursor._mapping, "schedule_id": one} for one in ids[1:]]
+    await world.journal.run(lambda connection: connection.execute(insert(schedules), others))
+    await world.journal.run(
+        lambda connection: connection.execute(insert(schedule_cursors), cursors)
+    )
+    return ids
+
+
 @contextmanager
 def dying(world: World) -> Any:
     """A scheduler that fires, and dies before it has committed."""

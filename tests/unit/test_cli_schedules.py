@@ -38,6 +38,35 @@ def test_a_schedule_is_made_with_what_was_given(api: Api) -> None:
     ]  # fmt: skip
 
 
+def test_a_schedule_is_made_with_what_follows_its_failures(api: Api) -> None:
+    """And how its runs are queued; the number of failures belongs to a function."""
+    api.answer("POST /v1/schedules", 201, SHOWN)
+    line = ["schedule", "create", "report", "--cron", "@daily"]
+    clocks = ["--dst-gap", "skip", "--dst-fold", "both"]
+    runs = ["--max-attempts", "3", "--priority", "low", "--queue", "mail"]
+    failures = ["--pause-on-failure", "5", "--on-failure", "alarm", "--on-failure-times", "2"]
+
+    whole = cloudcode(
+        *line, *clocks, *runs, *failures, "--on-recovery", "calm", "--json", url=api.url
+    )
+    short = cloudcode(*line, "--on-failure", "alarm", "--dst-gap", "skip", url=api.url)
+    alone = cloudcode(*line, "--on-failure-times", "2", url=api.url)
+
+    assert (whole.code, short.code, alone.code) == (0, 0, 1)
+    assert "--on-failure" in alone.err
+    assert api.bodies("POST /v1/schedules") == [
+        {
+            "function": "report", "cron": "@daily", "dst": {"gap": "skip", "fold": "both"},
+            "max_attempts": 3, "priority": "low", "queue": "mail", "pause_on_failure": 5,
+            "on_failure": {"function": "alarm", "times": 2}, "on_recovery": {"function": "calm"},
+        },
+        {
+            "function": "report", "cron": "@daily", "dst": {"gap": "skip"},
+            "on_failure": {"function": "alarm"},
+        },
+    ]  # fmt: skip
+
+
 def test_a_payload_that_is_no_json_is_told_before_a_request(api: Api) -> None:
     """With an example."""
     ran = cloudcode("schedule", "create", "report", "--payload", "{", url=api.url)

@@ -260,6 +260,8 @@ def test_the_zone_of_the_machine_is_no_zone() -> None:
     """Nodes may disagree about it."""
     assert is_zone("Etc/GMT+3")
     assert not is_zone("localtime")
+    assert not is_zone("right/Europe/Madrid")
+    assert not is_zone("posix/UTC")
     assert not is_zone("")
     assert not is_zone("Europe")
 
