@@ -483,7 +483,7 @@ def measured(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def shown(figures: dict[str, Any]) -> str:
     counted = ""
-    if "twice" in figures:
+    if "twice" in figures:  # at a change: of both its days
         counted = f"; {figures['twice']} twice, {figures['missed']} missed"
     return (
         f"{figures['fires']} due at once, lag p50 {figures['lag_p50_s']:.2f} s, "

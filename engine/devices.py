@@ -2,8 +2,6 @@
 
 import secrets as chance
 from collections.abc import Sequence
-from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from engine.control import Control
 from engine.errors import Invalid, NotFound
@@ -18,8 +16,7 @@ from engine.store.devices import (
     insert_device,
 )
 from engine.store.products import find_product
-
-TIMEZONE_CHARS_MAX: Final = 64  # the longest IANA name has 32
+from jobs.zones import is_zone
 
 
 def new_token() -> str:
@@ -38,7 +35,7 @@ async def create_device(
 ) -> Device:
     """Make a device of the product with this id or name."""
     check_name(name)
-    if not is_timezone(timezone):
+    if not is_zone(timezone):  # one that its schedules would go by
         raise Invalid(f"{timezone[:80]!r} is no IANA time zone; try Europe/Madrid", "/timezone")
     _check_tags(tags)
     kind = await control.database.read(find_product, project_id, product)
@@ -79,17 +76,6 @@ async def remove_device(control: Control, project_id: str, device_id: str) -> No
     await control.catalogue.device_changed(device_id)
     while await control.journal.run(forget_timelines, device_id):
         pass
-
-
-def is_timezone(name: str) -> bool:
-    """Say whether the machine's time zone database knows this IANA name."""
-    if len(name) > TIMEZONE_CHARS_MAX:
-        return False
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder
-        return False
-    return True
 
 
 def _check_tags(tags: Sequence[str]) -> None:

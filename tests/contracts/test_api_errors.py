@@ -141,6 +141,8 @@ WRONG = {
     "device": ("operate", "/v1/devices", {"product": "none", "name": "a"}, "/product"),
     "zone": ("operate", "/v1/devices", {"product": "thermometer", "name": "a",
                                         "timezone": "Mars/Dune"}, "/timezone"),
+    "a zone of the machine's": ("operate", "/v1/devices", {"product": "thing", "name": "a",
+                                                           "timezone": "right/UTC"}, "/timezone"),
     "zone outside": ("operate", "/v1/devices", {"product": "thermometer", "name": "a",
                                                 "timezone": "../../etc/passwd"}, "/timezone"),
     "tag": ("operate", "/v1/devices", {"product": "thermometer", "name": "a", "tags": [""]},

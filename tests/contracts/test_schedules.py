@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from engine.catalogue import Function, Version
 from engine.errors import Conflict, Invalid
@@ -357,10 +357,8 @@ async def many(world: World, count: int, **given: Any) -> list[str]:
     ids = [first.id, *(f"sch_{next(_numbers):08}" for _ in range(count - 1))]
     others = [{**row._mapping, "id": one, "name": one} for one in ids[1:]]
     cursors = [{**cursor._mapping, "schedule_id": one} for one in ids[1:]]
-    await world.journal.run(lambda connection: connection.execute(insert(schedules), others))
-    await world.journal.run(
-        lambda connection: connection.execute(insert(schedule_cursors), cursors)
-    )
+    for table, rows in ((schedules, others), (schedule_cursors, cursors)):
+        await world.journal.run(Connection.execute, insert(table), rows)
     return ids
 
 
@@ -378,7 +376,7 @@ def dying(world: World) -> Any:
 async def test_what_the_clock_changes_do_is_exact(world: World) -> None:
     """Written out: 02:30 of every day, in three zones, on the days of both changes of 2026."""
     made = {
-        zone: await world.schedule(cron="30 2 * * *", timezone=zone, name=zone, overlap="allow_all")
+        zone: await world.schedule(cron="30 2 * * *", timezone=zone, overlap="allow_all")
         for zone in CHANGES
     }
     for begin, end in (
