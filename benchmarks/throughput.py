@@ -168,7 +168,7 @@ def _until_idle(cluster: Cluster) -> None:
         while connection.execute("SELECT 1 FROM run_queue LIMIT 1").fetchone() is not None:
             if time.monotonic() > deadline:
                 raise SystemExit(f"runs are still queued after {WAIT_S_MAX} s")
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # another process is at work, and tells nobody
 
 
 def _plain_rq(redis_url: str) -> tuple[float, float]:
@@ -198,10 +198,10 @@ def _run_rq(queue: Queue, redis_url: str, worker: str) -> float:
         stdout=subprocess.DEVNULL,
     )
     while queue.count == count:
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # another process is at work, and tells nobody
     left, began = queue.count, time.perf_counter()
     while queue.count:
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # another process is at work, and tells nobody
     took_s = time.perf_counter() - began
     process.wait()
     return 1 / (put_s / count + took_s / left)

@@ -147,7 +147,7 @@ def test_clients_that_try_again_until_they_are_answered(own_engine: Callable[...
                 time.sleep(rng.uniform(0.3, 1.0))  # a kill comes whenever it comes
                 engine.kill()
                 engine.start()
-            time.sleep(0.3)
+            time.sleep(0.3)  # for the last start, too, clients come back
         finally:
             stop.set()
         numbers = [one.result(timeout=60) for one in clients]
