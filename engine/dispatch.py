@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.messages import MESSAGES, STOP, Stop
 from engine.run import Run
 from engine.runner import Broker, Runner
+from engine.store.database import StoreFailed
 from runtimes.contract import MIB, GuestError, Outcome, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
@@ -318,6 +319,8 @@ class House:
             try:
                 program = await (programs.rebuild(version) if anew else programs.program(version))
                 break
+            except StoreFailed:
+                raise  # it may be there again in a moment: see `_fetched`
             except EngineError as error:
                 told = GuestError(name="LoadError", message=str(error))
                 waits = error.code == "overloaded"  # ours: what is queued can wait for a cell

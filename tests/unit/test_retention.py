@@ -738,7 +738,7 @@ async def test_usage_says_what_goes_as_retention_does_it(
         for kind in Kind if kind is not Kind.LOGS
     }  # fmt: skip
     told = {
-        kind.value: (await usage(database, "prj_a", kind, one, NOW_MS)).over_rows
+        kind.value: (await usage(database, "prj_a", kind, one, NOW_MS, budget_s=60)).over_rows
         for kind, one in keep.items()
     }
 

@@ -40,7 +40,7 @@ AT_THE_START = {
     "trap_in_start_section",
 }
 FOR_A_CELL = {  # they take a whole cell's memory
-    "functions_a_hundred_thousand",
+    "functions_by_the_hundred_thousand",
     "loops_a_thousand_around_a_thousand_locals",
     "loops_one_in_another_100000",
 }

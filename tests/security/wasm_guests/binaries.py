@@ -323,9 +323,9 @@ _BINARIES: Final[dict[str, tuple[str, Callable[[], bytes]]]] = {
         "expect: refused",
         lambda: loops_around_locals(1_000, 1_000),
     ),
-    "functions_a_hundred_thousand": (
+    "functions_by_the_hundred_thousand": (
         "expect: refused",
-        lambda: module(bodies=[body(b"")] * 100_000),
+        lambda: module(bodies=[body(b"")] * 400_000),
     ),
 }
 
