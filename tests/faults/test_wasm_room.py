@@ -74,12 +74,12 @@ def test_hungry_runs_wait_for_each_other(own_engine: Callable[..., Engine]) -> N
 def test_slow_runs_do_not_cost_the_cell(own_engine: Callable[..., Engine]) -> None:
     """A version that nobody knows yet gets one run at a time, until it shows how long they take."""
     engine = own_engine()
-    slow = "export default () => { for (let i = 0; i < 350_000_000; i++); }"
-    engine.deploy("slow", slow, limits={"cpu_ms": 1500, "wall_ms": 1500})
+    slow = "export default () => { for (let i = 0; i < 700_000_000; i++); }"
+    engine.deploy("slow", slow, limits={"cpu_ms": 2000, "wall_ms": 2000})
 
-    runs = [ended(engine, one) for one in queue(engine, "slow", None, 4)]
+    runs = [ended(engine, one) for one in queue(engine, "slow", None, 6)]
 
-    assert [(run["status"], run["restarts"]) for run in runs] == [("succeeded", 0)] * 4
+    assert [(run["status"], run["restarts"]) for run in runs] == [("succeeded", 0)] * 6
 
 
 @pytest.mark.slow
