@@ -24,7 +24,8 @@ test: $(VENV)/.dev wasm servers ## lint, format, types, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q -m alone
 
 bench: $(VENV)/.dev ## measure this machine
 	@$(BIN)/python benchmarks/run.py

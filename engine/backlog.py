@@ -451,6 +451,7 @@ class Backlog:
             position_ms=row.position_ms,
             priority=row.priority,
             due_ms=row.due_ms,
+            origin=row.origin or "",
             policy=read_queued(row.policy),
         )
 

@@ -14,6 +14,7 @@ import msgspec
 from engine.catalogue import Version
 from engine.clock import Clock, iso
 from engine.ids import new_id
+from engine.intents import origin_together
 from engine.policies import Batch
 from engine.quotas import BACKOFF_S_MAX, PARAMS_BYTES_MAX
 from engine.run import Run
@@ -221,6 +222,7 @@ def _batch_of(messages: list[Run], now_ms: int) -> Run:
         created_ms=now_ms,
         created_ns=min(message.created_ns for message in messages),
         root_id=roots.pop() if len(roots) == 1 else execution_id,
+        origin=origin_together(messages),
         depth=max(message.depth for message in messages),
         attempt=max(message.attempt for message in messages),
         queued=True,  # its messages are: nobody waits for it, so it can wait, and be given back

@@ -8,7 +8,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from engine.clock import Clock
 from engine.errors import CompileFailed, EngineError
 from engine.programs import Built, Recipe
-from runtimes.contract import GuestError, Runtime, ToCell, packed
+from runtimes.contract import GuestError, Runtime, SourceWarning, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 BUILD_MS: Final[Mapping[Runtime, int]] = {
@@ -37,6 +37,10 @@ class Overloaded(EngineError):
 
 class _Loaded(msgspec.Struct):
     handlers: tuple[str, ...]
+
+
+class _Compiled(msgspec.Struct):
+    warnings: Annotated[tuple[SourceWarning, ...], msgspec.Meta(max_length=100)] = ()
 
 
 class _LoadedModule(_Loaded):
@@ -81,7 +85,8 @@ class Builder:
             cell.kill()
         if recipe.runtime is Runtime.JAVASCRIPT:
             loaded = msgspec.json.decode(answer, type=_Loaded)
-            return Built(program=program, handlers=loaded.handlers)
+            warnings = msgspec.json.decode(program, type=_Compiled).warnings
+            return Built(program=program, handlers=loaded.handlers, warnings=warnings)
         module = msgspec.json.decode(answer, type=_LoadedModule)
         return Built(program=program, handlers=module.handlers, kind=module.kind)
 

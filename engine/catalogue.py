@@ -9,14 +9,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from engine.clock import Clock
+from engine.connectors import CONNECTORS
 from engine.errors import NotFound
 from engine.policies import NONE, Policy
 from engine.quotas import limits_for
+from engine.redaction import Redaction, redaction_of
 from engine.store import live
 from engine.store.database import Database
 from engine.store.live import StoredDevice as Device
 from engine.store.live import StoredTrigger as Trigger
+from engine.store.vaulted import StoredConnection, StoredSecret, may_use
 from engine.vault import Vault, secret_context
 from runtimes.contract import Limits, Runtime
 
@@ -31,6 +36,14 @@ class Key:
     id: str
     project_id: str
     scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundConnection:
+    """A stored connection that a function may use; never its credentials."""
+
+    kind: str
+    settings: dict[str, Any]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -49,7 +62,10 @@ class Version:
     handlers: tuple[str, ...]
     overrides: dict[str, int]
     allowed_hosts: tuple[str, ...]
-    bindings: dict[str, Any] = field(repr=False)  # holds secrets in the clear
+    bindings: dict[str, Any] = field(repr=False)  # for the cell: holds secrets in the clear
+    connections: dict[str, BoundConnection] = field(default_factory=dict)
+    withheld: dict[str, str] = field(default_factory=dict)  # other connections, and their kinds
+    redaction: Redaction | None = None  # of its secrets; None: it has none to hide
     policy: Policy = NONE  # what its queued runs keep to
     live: bool = True  # False: replaced by a newer object; runs that hold it may still end in it
     _limits: dict[str, Limits] = field(default_factory=dict, repr=False)
@@ -92,6 +108,7 @@ class Catalogue:
         self.rights_changed_count = 0  # of changes to keys and projects
         self._functions: dict[tuple[str, str], Function] = {}
         self._functions_by_id: dict[str, Function] = {}
+        self._redactions: dict[str, Redaction | None] = {}  # of projects, as far as asked for
         self._triggers: dict[str, tuple[Trigger, ...]] = {}
         self._devices_changed_count = 0
         self._reading = asyncio.Lock()  # a slow old answer must not overwrite a newer one
@@ -133,6 +150,23 @@ class Catalogue:
 
     def function_by_id(self, function_id: str) -> Function | None:
         return self._functions_by_id.get(function_id)
+
+    def redaction(self, project_id: str) -> Redaction | None:
+        """Return how to hide the secrets of all live versions of a project; None: there are none.
+
+        For what came from one run to another, whose function may not have the secret.
+        """
+        if project_id not in self._redactions:
+            self._redactions[project_id] = redaction_of(
+                {
+                    name: value
+                    for function in self._functions_by_id.values()
+                    if function.project_id == project_id
+                    for _, version in function.shares
+                    for name, value in version.bindings["secrets"].items()
+                }
+            )
+        return self._redactions[project_id]
 
     def triggers(self, product_id: str) -> tuple[Trigger, ...]:
         return self._triggers.get(product_id, ())
@@ -209,16 +243,16 @@ class Catalogue:
 
     async def _load_functions(self, function_id: str | None) -> None:
         shares = await self._database.read(live.live_shares, function_id)
-        bindings: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {}
+        bindings: dict[str, tuple[list[StoredSecret], list[StoredConnection]]] = {}
         for project_id in {share.project_id for share in shares}:
             bindings[project_id] = (
-                await self._database.read(live.sealed_secrets, project_id),
-                await self._database.read(live.connection_kinds, project_id),
+                await self._database.read(live.all_secrets, project_id),
+                await self._database.read(live.all_connections, project_id),
             )
+        self._redactions.clear()
         found: dict[str, list[tuple[int, Version]]] = {}
         for share in shares:
-            sealed, kinds = bindings[share.project_id]
-            version = self._version(share, sealed, kinds)
+            version = self._version(share, *bindings[share.project_id])
             found.setdefault(share.function_id, []).append((share.percent, version))
         for old_id in tuple(self._functions_by_id) if function_id is None else (function_id,):
             old = self._functions_by_id.pop(old_id, None)
@@ -240,14 +274,27 @@ class Catalogue:
             self._functions_by_id[first.function_id] = function
 
     def _version(
-        self, share: live.StoredShare, sealed: dict[str, bytes], kinds: dict[str, str]
+        self,
+        share: live.StoredShare,
+        secrets: list[StoredSecret],
+        connections: list[StoredConnection],
     ) -> Version:
         opened = {
-            name: self._vault.open(
-                sealed[name], context=secret_context(share.project_id, name)
+            secret.name: self._vault.open(
+                secret.sealed, context=secret_context(share.project_id, secret.name)
             ).decode()
-            for name in share.secrets
-            if name in sealed
+            for secret in secrets
+            if secret.name in share.secrets and may_use(secret.functions, share.function)
+        }
+        bound = {
+            one.name: BoundConnection(kind=one.kind, settings=msgspec.json.decode(one.settings))
+            for one in connections
+            if may_use(one.functions, share.function)
+        }
+        usable = {
+            name: {"kind": one.kind, "actions": CONNECTORS[one.kind].actions}
+            for name, one in bound.items()
+            if one.kind in CONNECTORS
         }
         return Version(
             id=share.version_id,
@@ -263,7 +310,10 @@ class Catalogue:
             handlers=share.handlers,
             overrides=share.limits,
             allowed_hosts=share.allowed_hosts,
-            bindings={"variables": share.variables, "secrets": opened, "connections": kinds},
+            bindings={"variables": share.variables, "secrets": opened, "connections": usable},
+            connections=bound,
+            withheld={one.name: one.kind for one in connections if one.name not in bound},
+            redaction=redaction_of(opened),
         )
 
     def _keep(self, device: Device | None) -> Device | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from random import Random
 from typing import Any, Final
 
@@ -23,13 +24,15 @@ from engine.clock import Clock
 from engine.enqueue import Owner, as_declared, enqueue, row_of
 from engine.events import Events
 from engine.ids import new_id
+from engine.intents import origin_below, origin_of
 from engine.jobs import Status
 from engine.metrics import Metrics
 from engine.policies import LANES, PLAIN, write_queued
 from engine.retries import OVER, Again, Over, decide
-from engine.run import CallEffect, KeyValueEffect, Run, WriteEffect
+from engine.run import CallEffect, DeliveryEffect, KeyValueEffect, Run, WriteEffect
 from engine.stacks import authors_stack
 from engine.store import schedules
+from engine.store.database import is_unfit
 from engine.store.deliveries import delivery_row
 from engine.store.flow import hold_back, unpark
 from engine.store.journal import Commit, Journal, LeaseLost
@@ -38,6 +41,7 @@ from engine.store.nodes import free_runs
 from engine.store.run_queue import insert_rows
 from engine.store.tables import dead_letters, deliveries, executions, jobs, kv, run_queue
 from engine.tails import Tails
+from engine.vault import Vault, delivery_context
 from runtimes.contract import GuestError, Outcome
 
 RETRY_S: Final = 1.0  # after a commit that the database refused
@@ -75,6 +79,7 @@ class Settler:
         notice: Callable[[Iterable[str]], None],
         wake: Callable[[str, int, int], None],
         owner: Owner,
+        vault: Vault,
         clock: Clock,
         rng: Random,
         outbox_of: Callable[[], str | None],
@@ -88,6 +93,7 @@ class Settler:
         journal.gather(LANES, self._unpark, self._unparked)
         self._wake = wake
         self._owner = owner
+        self._vault = vault
         self._clock = clock
         self._rng = rng
         self._outbox_of = outbox_of
@@ -249,10 +255,16 @@ class Settler:
         caused, delivery_ids = happened.caused, happened.deliveries
         shown: list[dict[str, Any]] = []
         now_ms = self._clock()
+        numbers = count()  # of what causes runs: the others shift no origin
         for effect in run.effects:
             if isinstance(effect, WriteEffect):
                 accepted = self._events.accept(
-                    commit, effect.device, effect.values, source="function", parent=run
+                    commit,
+                    effect.device,
+                    effect.values,
+                    source="function",
+                    parent=run,
+                    origin=origin_below(origin_of(run), next(numbers)),
                 )
                 caused += accepted.runs
                 shown.append(
@@ -264,7 +276,7 @@ class Settler:
                     }
                 )
             elif isinstance(effect, CallEffect):
-                called_run = _called(run, effect, now_ms)
+                called_run = _called(run, effect, next(numbers), now_ms)
                 as_declared(called_run)
                 enqueue(commit, called_run, self._owner)
                 caused.append(called_run)
@@ -278,16 +290,31 @@ class Settler:
                     project_id=run.project_id,
                     execution_id=run.execution_id,
                     position=len(delivery_ids),
+                    function=run.version.function,
                     connection=effect.connection,
                     kind=effect.kind,
+                    action=effect.action,
+                    recipient=effect.recipient,
+                    line=effect.line,
                     payload=effect.payload,
+                    sealed=self._sealed(effect, run),
                     now_ms=now_ms,
                     node_id=self._outbox_of(),
                 )
-                commit.insert(deliveries, row)
+                commit.insert_new(deliveries, row)  # not new: the same intent, made once more
                 delivery_ids.append(effect.id)
                 shown.append({"kind": "delivery", "id": effect.id, "connection": effect.connection})
         return shown
+
+    def _sealed(self, effect: DeliveryEffect, run: Run) -> bytes | None:
+        """Return a script's own credentials: with the key of now, not that of minutes ago.
+
+        A change of the master key relies on it: what it has not seen in the table may not come.
+        """
+        if effect.sealed is None:
+            return None
+        context = delivery_context(run.project_id, effect.id)
+        return self._vault.renewed(effect.sealed, context=context) or effect.sealed
 
     def _ended(
         self,
@@ -326,11 +353,25 @@ class Settler:
             self._journal.submit(Commit(change=free, done=lambda *_: self._wake(*woken)))
         _over(run)
 
+    def _fail(self, run: Run, cause: BaseException) -> None:
+        """End an attempt without the effects that the database never takes, as its policy says."""
+        why = type(getattr(cause, "orig", None) or cause).__name__
+        message = f"the result could not be stored: {why}"
+        run.outcome = Outcome.FAILED
+        run.error = GuestError(name=STORE_FAILED, message=message)
+        run.result, run.log_dropped = b"null", 0  # its log tells of those already
+        for one in (run, *run.messages):
+            one.retried = False
+        self.settle(run)
+
     def _refused(self, run: Run, error: BaseException) -> None:
         """The database did not take it: nothing of the run happened, so it may run again."""
         _log.error("run_not_recorded", execution_id=run.execution_id, error=str(error))
-        if run.queued and not run.started_ns and run.outcome is not None:
-            # It was not to run at all, only to end: skipped, or given up.
+        cause = error.__cause__ or error
+        if run.queued and run.outcome is Outcome.SUCCEEDED and is_unfit(cause):
+            self._fail(run, cause)
+        elif run.queued and run.outcome is not None and (not run.started_ns or is_unfit(cause)):
+            # It was not to run at all, only to end: skipped, or given up. Or it has failed.
             run.retried = False
             asyncio.get_running_loop().call_later(RETRY_S, self.settle, run)
         elif run.queued:
@@ -340,7 +381,7 @@ class Settler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_again, run)
         elif run.on_end is not None:
             run.outcome, run.unstored = Outcome.FAILED, True
-            run.error = GuestError(name="StoreFailed", message="the result could not be stored")
+            run.error = GuestError(name=STORE_FAILED, message="the result could not be stored")
             run.on_end(run)
 
 
@@ -387,6 +428,7 @@ def _dead_letter(run: Run, error: str | None, now_ms: int) -> tuple[Any, ...]:
         error,
         run.attempt,
         now_ms,
+        origin_of(run),
     )
 
 
@@ -425,8 +467,8 @@ def _kept(run: Run, effect: KeyValueEffect, commit: Commit, now_ms: int) -> dict
     }  # fmt: skip
 
 
-def _called(run: Run, effect: CallEffect, now_ms: int) -> Run:
-    """Return the run that `run` asked for."""
+def _called(run: Run, effect: CallEffect, number: int, now_ms: int) -> Run:
+    """Return the run that `run` asked for by its write or call of this number."""
     version = effect.version
     return Run(
         execution_id=effect.execution_id,
@@ -439,11 +481,12 @@ def _called(run: Run, effect: CallEffect, now_ms: int) -> Run:
         created_ns=time.monotonic_ns(),
         root_id=run.root_id,
         depth=run.depth + 1,
+        origin=origin_below(origin_of(run), number),
     )
 
 
 def _explain(run: Run) -> None:
-    """Finish the log and turn the guest's error into the author's own file and line."""
+    """Finish the log, hide secrets, and turn the guest's error into the author's file and line."""
     if run.log_dropped:
         limits = run.limits
         text = (
@@ -451,6 +494,13 @@ def _explain(run: Run) -> None:
             f"and {limits.log_bytes} bytes a run"
         )
         run.log.append((STORED_LOG_LEVEL, run.clock_ms, text))
+    redaction = run.version.redaction
+    if redaction is not None:
+        hide = redaction.response if run.handler == "fetch" else redaction.json
+        run.result = hide(run.result)
+        run.transcript = [redaction.json(call) for call in run.transcript]
+        if run.error is not None:
+            run.error = redaction.error(run.error)
     if run.error is not None and not run.error.file:
         run.error = authors_stack(run.error, run.version.program)
 
@@ -488,17 +538,22 @@ def _record(run: Run, effects: list[dict[str, Any]]) -> tuple[Any, ...]:
 
 def _report(run: Run, effects: list[dict[str, Any]]) -> str:
     """Return what most runs need no column for, as JSON; by hand, as every run has one."""
+    shown = _encode(effects) if effects else b"[]"
+    if run.version.redaction is not None:
+        shown = run.version.redaction.json(shown)
     parts = [
         (
             f'{{"root_id":"{run.root_id}","depth":{run.depth},'
             f'"cold_start":{"true" if run.cold else "false"},"effects":'
-            f"{_encode(effects).decode() if effects else '[]'}"
+            f"{shown.decode()}"
         )
     ]
     if run.error is not None:
         parts.append(f',"error":{_error_json(run)}')
     if run.limit is not None:
         parts.append(f',"limit":{_encode(run.limit).decode()}')
+    if run.origin:
+        parts.append(f',"origin":"{run.origin}"')
     if run.losses:
         parts.append(f',"restarts":{run.losses}')
     if run.fuel:

@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from engine.control import Control
-from engine.errors import Conflict, Invalid, NotFound
+from engine.errors import Conflict, FieldProblem, Invalid, NotFound
 from engine.fires import HANDLERS as BY_THE_CLOCK
 from engine.ids import new_id
 from engine.names import check_message
@@ -24,7 +24,7 @@ from engine.store.deployments import (
 from engine.store.functions import Function, VersionSummary, find_function, find_summaries
 from engine.store.schedules import schedules_of_function
 from engine.store.triggers import triggers_of_function
-from engine.store.vaulted import get_secrets
+from engine.store.vaulted import get_secrets, may_use
 from engine.triggers import HANDLERS, limiting, why_not_in_order, without_handler
 
 SHARES_MAX: Final = 2
@@ -32,6 +32,14 @@ WHOLE: Final = 100
 
 NewId = Callable[[str], str]
 """`engine.ids.new_id`. The newest id is live, so it is made inside the writer's transaction."""
+
+
+class SecretsMissing(Invalid):
+    """The caller's: a version needs secrets that its function does not get."""
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = tuple(problems)
 
 
 async def deploy(
@@ -91,7 +99,7 @@ def put_live(connection: Connection, function: Function, deployment: Deployment)
             raise Invalid(
                 f"{function.name} has no version {number}", f"/versions/{position}/version"
             )
-        check_secrets(connection, function.project_id, found[number])
+        check_secrets(connection, function, found[number])
     lacking = without_handler(found.values())
     if lacking is not None and (bound := triggers_of_function(connection, function.id)):
         raise Invalid(
@@ -105,14 +113,25 @@ def put_live(connection: Connection, function: Function, deployment: Deployment)
     insert_deployment(connection, deployment)
 
 
-def check_secrets(connection: Connection, project_id: str, version: VersionSummary) -> None:
-    """Refuse a version that names a secret which the project does not have."""
-    known = get_secrets(connection, project_id, version.secrets)
+def check_secrets(connection: Connection, function: Function, version: VersionSummary) -> None:
+    """Refuse a version that names secrets which its function cannot have; names each of them."""
+    known = get_secrets(connection, function.project_id, version.secrets)
+    missing = []
     for position, name in enumerate(version.secrets):
-        if name not in known:
-            raise Invalid(
-                f"there is no secret {name}; PUT /v1/secrets/{name} first", f"/secrets/{position}"
+        found = known.get(name)
+        if found is None:
+            told = f"there is no secret {name}: store it with `cloudcode secret put {name}`"
+        elif not may_use(found.functions, function.name):
+            allowed = "".join(f" --function {one}" for one in found.functions or ())
+            told = (
+                f"the secret {name} is not for {function.name}: let it have it with `cloudcode "
+                f"secret put {name}{allowed} --function {function.name}`"
             )
+        else:
+            continue
+        missing.append(FieldProblem(f"/secrets/{position}", told))
+    if missing:
+        raise SecretsMissing(missing)
 
 
 def _check_order(

@@ -1,6 +1,6 @@
 """Sends every HTTP request that a guest or a connector asks for, and guards where it goes.
 
-Path:   hostcalls.fetch, connectors.* -> here -> the network
+Path:   hostcalls.fetch, connectors.* -> here -> the network (SMTP: a socket from here)
 Never:  connects to an address it has not checked; looks a name up twice; follows a redirect;
         keeps a cookie; reads a proxy from the environment (a proxy would resolve names itself).
 
@@ -14,9 +14,10 @@ import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import httpcore
 import httpx
@@ -80,6 +81,15 @@ class Response:
         return next((value for known, value in self.headers if known == name), None)
 
 
+class Companion(Protocol):
+    """What reaches the network in a way of its own, by the rules of an Egress."""
+
+    async def close(self) -> None: ...
+
+
+CompanionT = TypeVar("CompanionT", bound=Companion)
+
+
 class Egress:
     """One pool of connections to checked addresses."""
 
@@ -93,13 +103,16 @@ class Egress:
     ) -> None:
         limits = limits or EgressLimits()
         self.blocked: Counter[str] = Counter()  # by reason
+        self._allow = tuple(allow)
+        self._companions: dict[Callable[..., Companion], Companion] = {}
         self._threads = ThreadPoolExecutor(limits.resolver_threads, thread_name_prefix="egress-dns")
+        self._network = _CheckedNetwork(allow, resolve or self._look_up, limits)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or httpx.create_ssl_context(trust_env=False),
             max_connections=limits.connections,
             max_keepalive_connections=limits.connections,
             keepalive_expiry=limits.idle_ms / 1000,
-            network_backend=_CheckedNetwork(allow, resolve or self._look_up, limits),
+            network_backend=self._network,
         )
 
     async def request(
@@ -145,7 +158,45 @@ class Egress:
         ) as error:
             raise _failed(error, url.host) from error
 
+    async def open_socket(self, host: str, port: int, *, timeout_ms: int) -> socket.socket:
+        """Connect to a checked address of `host`, for what is not HTTP.
+
+        Args:
+            host: a name or an address.
+            port: of TCP.
+            timeout_ms: for the name and the connection.
+
+        Returns:
+            A connected socket that does not block; the caller closes it.
+
+        Raises:
+            EgressRefused: the address is not allowed.
+            EgressFailed: no connection, or none in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await self._network.open_socket(host, port)
+        except EgressRefused as error:
+            self.blocked[error.reason] += 1
+            raise
+        except TimeoutError as error:
+            raise EgressFailed(f"no connection to {host} in time", "timeout") from error
+        except OSError as error:
+            raise EgressFailed(f"no connection to {host}: {error}", "connect") from error
+
+    def companion(self, make: Callable[[Sequence[Network]], CompanionT]) -> CompanionT:
+        """Return what `make` made of the operator's allow list: once, and closed with this.
+
+        For a provider's library that opens its connections itself: it has to check them alike.
+        """
+        known = self._companions.get(make)
+        if known is None:
+            known = self._companions[make] = make(self._allow)
+        return known  # type: ignore[return-value]  # what `make` makes is what was kept under it
+
     async def close(self) -> None:
+        for companion in self._companions.values():
+            await companion.close()
         await self._pool.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -208,12 +259,8 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        try:
-            addresses = self._permitted(await self._resolve(host, port))
-        except OSError as error:  # socket.gaierror is one
-            raise EgressFailed(f"the name {host} cannot be resolved", "dns") from error
         failure: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
-        for address in addresses[: self._limits.addresses_tried]:
+        for address in await self._addresses(host, port):
             try:
                 return _Stream(
                     await self._network.connect_tcp(
@@ -231,6 +278,24 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         raise EgressRefused("a request cannot go to a Unix socket", "address")
+
+    async def open_socket(self, host: str, port: int) -> socket.socket:
+        failure: OSError | None = None
+        for address in await self._addresses(host, port):
+            try:
+                async with asyncio.timeout(self._limits.connect_ms / 1000):
+                    return await _connected(address, port)
+            except OSError as error:  # TimeoutError is one
+                failure = error
+        raise failure or OSError("no address")
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """Return the addresses to try, in order; the name is looked up once."""
+        try:
+            found = await self._resolve(host, port)
+        except OSError as error:  # socket.gaierror is one
+            raise EgressFailed(f"the name {host} cannot be resolved", "dns") from error
+        return self._permitted(found)[: self._limits.addresses_tried]
 
     def _permitted(self, found: Sequence[str]) -> list[str]:
         """Return the addresses that a connection may go to.
@@ -288,6 +353,16 @@ class _Stream(httpcore.AsyncNetworkStream):
         if info == "is_readable":  # an idle connection that is: the server closed it
             return _is_readable(self._socket)
         return self._known.get(info)
+
+
+async def _connected(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with ExitStack() as unless_connected:
+        opened = unless_connected.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        opened.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(opened, (address, port))
+        unless_connected.pop_all()
+    return opened
 
 
 def _is_readable(connected: socket.socket) -> bool:

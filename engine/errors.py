@@ -10,7 +10,11 @@ EngineError
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import msgspec
+
+_UNKNOWN: Final = "Object contains unknown field "
 
 
 class EngineError(Exception):
@@ -33,7 +37,7 @@ class Invalid(EngineError):
     code = "validation_failed"
 
     def __init__(self, detail: str, pointer: str = "", **extra: Any) -> None:
-        self.problems = (FieldProblem(pointer, detail),)
+        self.problems: tuple[FieldProblem, ...] = (FieldProblem(pointer, detail),)
         self.extra = extra
         super().__init__(detail)
 
@@ -73,3 +77,12 @@ class HostCallRefused(EngineError):
     """One host call of a guest cannot be done; the guest sees this as an error it can catch."""
 
     code = "host_call_refused"
+
+
+def explained(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return message and JSON pointer of what msgspec says: `... - at `$.values[0].key``."""
+    message, _, place = str(error).partition(" - at `")
+    pointer = place.rstrip("`").removeprefix("$").replace("[", ".").replace("]", "")
+    if message.startswith(_UNKNOWN):
+        pointer += "." + message.removeprefix(_UNKNOWN).strip("` ")
+    return message, pointer.replace(".", "/")

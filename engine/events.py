@@ -18,6 +18,7 @@ from engine.clock import Clock, iso
 from engine.enqueue import Owner, as_declared, enqueue, in_turn
 from engine.errors import Invalid, PayloadTooLarge
 from engine.ids import new_id
+from engine.intents import origin_through
 from engine.quotas import (
     EVENT_BYTES_MAX,
     JSON_DEPTH_MAX,
@@ -205,6 +206,7 @@ class Events:
         *,
         source: str,
         parent: Run | None = None,
+        origin: str = "",
     ) -> Accepted:
         """Add to `commit` the event, its values and the runs they cause.
 
@@ -214,6 +216,7 @@ class Events:
             checked: from `check_values`.
             source: `http`, `gateway` or `function`.
             parent: the run that writes, when a function does.
+            origin: then that of the write, see `intents.origin_below`.
         """
         now_ms = self._clock()
         event_id = new_id("evt")
@@ -222,7 +225,9 @@ class Events:
         payload = f'{{"values":[{joined}]}}'
         commit.insert(events, (event_id, device.project_id, device.id, now_ms, source, payload))
         self._store(commit, device, checked, now_ms)
-        runs = self._match(commit, device, checked, event_id, joined, now_ms, source, parent)
+        runs = self._match(
+            commit, device, checked, event_id, joined, now_ms, source, parent, origin
+        )
         return Accepted(event_id, runs)
 
     def _store(
@@ -255,6 +260,7 @@ class Events:
         now_ms: int,
         source: str,
         parent: Run | None,
+        origin: str,
     ) -> list[Run]:
         triggers = self._catalogue.triggers(device.product_id)
         depth = 0 if parent is None else parent.depth + 1
@@ -291,6 +297,7 @@ class Events:
                 depth=depth,
                 event_id=event_id,
                 device=device,
+                origin=origin_through(origin, trigger.id) if origin else "",
             )
             as_declared(run)
             if trigger.in_order:

@@ -49,7 +49,7 @@ from engine.store.functions import (
 )
 from engine.store.schedules import let_go
 from engine.store.triggers import triggers_of_function
-from runtimes.contract import Runtime
+from runtimes.contract import Runtime, SourceWarning
 
 BUILD_MEMORY_MB: Final = 64
 COMMAND: Final = "command"  # of the two kinds of module the one that reads stdin
@@ -97,11 +97,21 @@ class _Draft:
     version: Version
     wasm: bytes = field(default=b"", repr=False)
     program: bytes = field(repr=False)
+    warnings: tuple[SourceWarning, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A version that was stored; `warnings` are for who uploaded it, and kept nowhere."""
+
+    function: Function
+    version: Version
+    warnings: tuple[SourceWarning, ...]
 
 
 async def create_function(
     workshop: Workshop, project_id: str, *, name: str, runtime: str | None, upload: Upload
-) -> tuple[Function, Version]:
+) -> Made:
     """Make a function whose first version is live at once.
 
     Args:
@@ -132,12 +142,12 @@ async def create_function(
     await workshop.journal.run(_insert_first, function, draft, deployment, workshop.programs)
     _keep(workshop, draft.version, draft)
     await workshop.catalogue.function_changed(function.id)
-    return function, draft.version
+    return Made(function=function, version=draft.version, warnings=draft.warnings)
 
 
 async def create_version(
     workshop: Workshop, project_id: str, name: str, upload: Upload, *, deploy: bool
-) -> Version:
+) -> Made:
     """Add a version; what the upload leaves out is as in the latest version.
 
     Raises:
@@ -154,7 +164,7 @@ async def create_version(
     _keep(workshop, version, draft)
     if deploy:
         await workshop.catalogue.function_changed(function.id)
-    return version
+    return Made(function=function, version=version, warnings=draft.warnings)
 
 
 async def get_function(control: Control, project_id: str, asked: str) -> Function:
@@ -269,7 +279,7 @@ async def _build_bundle(
         main=bundle.main,
         program=built.program.decode(),
     )
-    return _Draft(version=version, program=built.program)
+    return _Draft(version=version, program=built.program, warnings=built.warnings)
 
 
 async def _build_module(
@@ -375,7 +385,7 @@ def _insert_next(
     function = find_function(connection, project_id, draft.version.function_id)
     if function is None:
         raise NotFound("function", draft.version.function_id)  # deleted while this was being built
-    check_secrets(connection, project_id, draft.version)
+    check_secrets(connection, function, draft.version)
     number = next_version_number(connection, function.id)
     version = replace(draft.version, id=new_id("ver"), number=number)
     _insert(connection, project_id, version, draft, programs)

@@ -24,7 +24,7 @@ from engine.store.artifacts import find_artifact, find_wasm, put_artifact
 from engine.store.database import Database
 from engine.store.journal import Journal, StoreFailed
 from engine.vault import SealBroken, Vault, artifact_context
-from runtimes.contract import Runtime
+from runtimes.contract import Runtime, SourceWarning
 
 CACHE_BYTES_MAX: Final = 128 * 1024 * 1024  # a large module takes some 30 MB when compiled
 FAILED_KEPT_MS: Final = 15_000  # a module that cannot be compiled is not tried at every run
@@ -64,6 +64,7 @@ class Built:
     program: bytes = field(repr=False)  # what a cell of the same runtime loads
     handlers: tuple[str, ...]
     kind: str = ""  # wasm: command | core
+    warnings: tuple[SourceWarning, ...] = ()  # for the author; of what runs all the same
 
 
 class Builder(Protocol):

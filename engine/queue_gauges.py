@@ -67,8 +67,10 @@ class QueueGauges:
         return {
             "cloudcode_database_up": {(): 1.0},
             **_waiting(found, self._now_ms),
-            "cloudcode_nodes": {(kind,): float(count) for kind, count in found.nodes.items()},
-            "cloudcode_jobs": {(status,): float(count) for status, count in found.jobs.items()},
+            "cloudcode_nodes": _by_word(found.nodes),
+            "cloudcode_jobs": _by_word(found.jobs),
+            "cloudcode_deliveries": _by_word(found.deliveries),
+            "cloudcode_connection_gates": _by_word(found.gates),
         }
 
     def schedule_lag_s(self) -> float:
@@ -85,6 +87,10 @@ class QueueGauges:
             _log.warning("queue_not_counted", error=str(error))
         finally:
             self._reading = None
+
+
+def _by_word(counts: Mapping[str, int]) -> Samples:
+    return {(word,): float(count) for word, count in counts.items()}
 
 
 def _waiting(found: View, now_ms: int) -> Mapping[str, Samples]:

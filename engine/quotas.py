@@ -50,6 +50,7 @@ WRITE_VALUES_MAX: Final = 1_000
 VARIABLE_BYTES_MAX: Final = 5 * KIB
 SECRET_BYTES_MAX: Final = 5 * KIB
 CREDENTIALS_BYTES_MAX: Final = 16 * KIB
+CALLBACK_BYTES_MAX: Final = KIB * KIB  # in which a provider tells what became of messages
 VARIABLES_MAX: Final = 128
 SECRETS_MAX: Final = 128
 TRIGGER_KEYS_MAX: Final = 100
@@ -189,6 +190,7 @@ def published() -> dict[str, Any]:
             "variable_bytes": VARIABLE_BYTES_MAX,
             "secret_bytes": SECRET_BYTES_MAX,
             "credentials_bytes": CREDENTIALS_BYTES_MAX,
+            "callback_bytes": CALLBACK_BYTES_MAX,
             "variables": VARIABLES_MAX,
             "secrets": SECRETS_MAX,
             "allowed_hosts": ALLOWED_HOSTS_MAX,

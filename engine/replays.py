@@ -162,6 +162,7 @@ async def _replay(bench: Workbench, project_id: str, ids: Sequence[str]) -> Done
             given=given.input,
             lane=planned.lane,
             policy=write_queued(planned.policy),
+            origin=given.origin,
         )
         commit.insert(run_queue, row)
         done.ids.append(planned.execution_id)

@@ -49,6 +49,8 @@ OWN_MS: Final = {  # what the engine keeps for itself
     "value_ids": 7 * DAY_MS,
     "changes": HOUR_MS,
     "flow_marks": DAY_MS,
+    "connection_gates": 2 * DAY_MS,
+    "delivery_counts": 2 * DAY_MS,
 }
 BY_ID: Final = (Kind.LOGS, Kind.EXECUTIONS, Kind.JOBS, Kind.DEAD_LETTERS, Kind.DELIVERIES)
 _log = structlog.get_logger()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -33,10 +33,14 @@ class WriteEffect:
 class DeliveryEffect:
     """A message that the run wants sent through a connection."""
 
-    id: str
-    connection: str
+    id: str  # see engine.intents
+    connection: str  # a stored one's name, or `inline:...` for credentials that the script gave
     kind: str
+    action: str
+    recipient: str | None
+    line: str | None  # it goes after those of its line that were wanted before
     payload: str  # JSON
+    sealed: bytes | None = field(default=None, repr=False)  # credentials that the script gave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     lane: str | None = None  # see engine.flow
     position_ms: int | None = None
     priority: int = 1
+    origin: str = ""  # empty: its root_id; see engine.intents
     policy: Queued = PLAIN
     due_ms: int = 0
     owner: str | None = None  # the node whose it is; None of a queued run: not this one's

@@ -534,15 +534,15 @@ class Runner:
 
     def _take_log(self, run: Run, lines: list[tuple[str, int, str]], dropped: int) -> None:
         kept = []
-        limits = run.limits
-        for line in lines:
-            size = len(line[2])
+        limits, redaction = run.limits, run.version.redaction
+        for level, at_ms, text in lines:
+            size = len(text)
             if len(run.log) >= limits.log_lines or run.log_bytes + size > limits.log_bytes + 64:
                 dropped += 1
                 continue
-            run.log.append(line)
+            kept.append((level, at_ms, text if redaction is None else redaction.line(text)))
+            run.log.append(kept[-1])
             run.log_bytes += size
-            kept.append(line)
         run.log_dropped += dropped
         self.house.dispatcher.on_log(run, kept)
 

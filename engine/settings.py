@@ -3,6 +3,7 @@
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -35,12 +36,22 @@ class Settings(BaseSettings):
         description="Seconds a node may be silent before others take over what it had; longer than "
         "any pause of a healthy machine.",
     )
+    public_url: str = Field(
+        "",
+        description="Where the world reaches the engine (https://cloud.example.com), for providers "
+        "that call back; empty: they are not told to.",
+    )
     admin_key: SecretStr | None = Field(
         None,
         description="Admin API key to use; empty: the first start makes one and prints it once.",
     )
     master_key: SecretStr | None = Field(
         None, description="Base64 of 32 bytes that seal secrets; empty: a 0600 file in data_dir."
+    )
+    master_key_old: SecretStr | None = Field(
+        None,
+        description="Further master keys, comma-separated, that open and never seal: the one "
+        "before, or the next one, while the key is changed.",
     )
     egress_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="CIDRs, comma-separated, that guests may reach although they are private."
@@ -120,6 +131,15 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        plain = parts.scheme in ("http", "https") and parts.hostname
+        if value and (not plain or parts.query or parts.fragment or "@" in parts.netloc):
+            raise ValueError("must be an absolute http or https URL without user, query or #")
+        return value.rstrip("/")
 
     def database(self) -> str:
         """Return the SQLAlchemy URL in force."""

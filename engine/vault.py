@@ -7,32 +7,34 @@ Never:  stores anything itself; shows a key or a plain text in a repr, a message
 A sealed value is: format byte 1, nonce (12 bytes), AES-256-GCM cipher text with its tag (16 bytes).
 """
 
-import base64
-import binascii
 import os
-import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from engine.errors import EngineError
+from engine.master_keys import (
+    KEY_BYTES,
+    KEY_FILE,
+    MasterKey,
+    MasterKeyUnusable,
+    RandomBytes,
+    Ring,
+    Signature,
+    keys_of_settings,
+    make_key_file,
+    read_key_file,
+    signature,
+)
 from engine.settings import Settings
 
-KEY_BYTES: Final = 32
-KEY_FILE: Final = "master.key"
+__all__ = ["KEY_FILE", "MasterKeyUnusable", "SealBroken", "Vault"]
 _FORMAT: Final = b"\x01"
 _NONCE_BYTES: Final = 12  # NIST SP 800-38D 8.2.2: random, and far fewer than 2**32 seals per key
-
-RandomBytes = Callable[[int], bytes]
-
-
-class MasterKeyUnusable(EngineError):
-    """The operator's: the key that seals secrets is missing its form or its protection."""
-
-    code = "master_key_unusable"
+_log = structlog.get_logger()
 
 
 class SealBroken(EngineError):
@@ -49,39 +51,68 @@ class SealBroken(EngineError):
 
 
 class Vault:
-    """AES-256-GCM under one master key."""
+    """AES-256-GCM: seals with the current master key, opens with any there is.
 
-    __slots__ = ("_cipher", "_random_bytes")
+    The keys of a file are read anew when it was replaced: before each seal, at a value that does
+    not open, and whenever somebody asks which keys there are. Used from several threads.
+    """
 
-    def __init__(self, key: bytes, *, random_bytes: RandomBytes = os.urandom) -> None:
+    __slots__ = ("_ciphers", "_further", "_path", "_random_bytes", "_ring", "_seen")
+
+    def __init__(
+        self, key: bytes, *, older: Ring = (), random_bytes: RandomBytes = os.urandom
+    ) -> None:
         if len(key) != KEY_BYTES:
             raise MasterKeyUnusable(
                 f"the master key has {len(key)} bytes; it must have {KEY_BYTES}"
             )
-        self._cipher = AESGCM(key)
         self._random_bytes = random_bytes
+        self._path: Path | None = None
+        self._seen: Signature | None = None  # of the file, when it was read
+        self._further: Ring = ()  # of the settings, besides those of the file
+        self._take((MasterKey(key=key), *older))
 
     @classmethod
     def from_settings(
         cls, settings: Settings, *, random_bytes: RandomBytes = os.urandom
     ) -> "Vault":
-        """Take the key from the settings, else from the key file, which the first start makes.
+        """Take the keys from the settings, else from the key file, which the first start makes.
 
         Raises:
             MasterKeyUnusable: not base64 of 32 bytes, or a key file that others may read.
         """
-        if settings.master_key is not None:
-            text = settings.master_key.get_secret_value()
-            return cls(_decode(text, "CLOUDCODE_MASTER_KEY"), random_bytes=random_bytes)
+        first, further = keys_of_settings(settings)
+        if first:
+            return cls(first[0].key, older=further, random_bytes=random_bytes)
         path = settings.data_dir / KEY_FILE
         if not path.exists():
-            _make_key_file(path, random_bytes)
-        return cls(_read_key_file(path), random_bytes=random_bytes)
+            make_key_file(path, random_bytes)
+        seen, ring = signature(path), read_key_file(path)
+        vault = cls(ring[0].key, older=(*ring[1:], *further), random_bytes=random_bytes)
+        vault._path, vault._seen, vault._further = path, seen, further
+        return vault
+
+    @property
+    def path(self) -> Path | None:
+        """Return the key file; None: the settings have the key."""
+        return self._path
+
+    def ring(self) -> Ring:
+        """Return the keys in force; the first one seals."""
+        self._refresh()
+        return self._ring
+
+    def key_ids(self) -> list[str]:
+        """Return the names of the keys in force; the first one seals."""
+        return [one.id for one in self.ring()]
+
+    def new_key(self) -> bytes:
+        return self._random_bytes(KEY_BYTES)
 
     def seal(self, plain: bytes, *, context: str) -> bytes:
         """Return `plain` sealed; it opens only with the same `context`: rows cannot be swapped."""
-        nonce = self._random_bytes(_NONCE_BYTES)
-        return _FORMAT + nonce + self._cipher.encrypt(nonce, plain, _bound(context))
+        self._refresh()
+        return self._sealed(plain, context)
 
     def open(self, sealed: bytes, *, context: str) -> bytes:
         """Return what was sealed.
@@ -89,13 +120,48 @@ class Vault:
         Raises:
             SealBroken: another key, another context, or altered bytes.
         """
-        start = len(_FORMAT) + _NONCE_BYTES
-        if sealed[:1] != _FORMAT or len(sealed) < start:
+        ciphers = self._ciphers
+        plain = _opened(ciphers, sealed, context)
+        if plain is None and self._refresh():
+            plain = _opened(self._ciphers, sealed, context)
+        if plain is None:
             raise SealBroken(context)
+        return plain
+
+    def renewed(self, sealed: bytes, *, context: str) -> bytes | None:
+        """Return the value sealed with the current key; None: it is already.
+
+        Raises:
+            SealBroken: as `open`.
+        """
+        self._refresh()
+        if _opened(self._ciphers[:1], sealed, context) is not None:
+            return None
+        return self._sealed(self.open(sealed, context=context), context)
+
+    def _sealed(self, plain: bytes, context: str) -> bytes:
+        nonce = self._random_bytes(_NONCE_BYTES)
+        return _FORMAT + nonce + self._ciphers[0].encrypt(nonce, plain, _bound(context))
+
+    def _refresh(self) -> bool:
+        """Read the key file if it is another one now; return whether it was."""
+        if self._path is None:
+            return False
         try:
-            return self._cipher.decrypt(sealed[1:start], sealed[start:], _bound(context))
-        except InvalidTag as error:
-            raise SealBroken(context) from error
+            seen = signature(self._path)
+            if seen == self._seen:
+                return False
+            ring = read_key_file(self._path)
+        except (OSError, MasterKeyUnusable) as error:
+            _log.error("key_file_not_read", error=str(error), remedy="the keys known are kept")
+            return False
+        self._take((*ring, *self._further))
+        self._seen = seen
+        return True
+
+    def _take(self, ring: Ring) -> None:
+        self._ring = ring
+        self._ciphers = tuple(AESGCM(one.key) for one in ring)  # one step: threads see old or new
 
     def __repr__(self) -> str:
         return "Vault(...)"
@@ -111,6 +177,11 @@ def connection_context(project_id: str, name: str) -> str:
     return f"{project_id}/connection/{name}"
 
 
+def delivery_context(project_id: str, delivery_id: str) -> str:
+    """Return the context of the credentials in a row of `deliveries`."""
+    return f"{project_id}/delivery/{delivery_id}"
+
+
 def artifact_context(project_id: str, version_id: str, fingerprint: str) -> str:
     """Return the context of a row of `artifacts`."""
     return f"{project_id}/artifact/{version_id}/{fingerprint}"
@@ -121,54 +192,18 @@ def answer_context(project_id: str, key: str) -> str:
     return f"{project_id}/answer/{key}"
 
 
+def _opened(ciphers: tuple[AESGCM, ...], sealed: bytes, context: str) -> bytes | None:
+    """Return what was sealed with one of the keys; None: with none of them."""
+    start = len(_FORMAT) + _NONCE_BYTES
+    if sealed[:1] != _FORMAT or len(sealed) < start:
+        return None
+    for cipher in ciphers:
+        try:
+            return cipher.decrypt(sealed[1:start], sealed[start:], _bound(context))
+        except InvalidTag:
+            continue
+    return None
+
+
 def _bound(context: str) -> bytes:
     return _FORMAT + context.encode()
-
-
-def _decode(text: str, source: str) -> bytes:
-    remedy = "make one with: head -c 32 /dev/urandom | base64"
-    try:
-        key = base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError):
-        # `from None`: the error's text could carry a piece of the key.
-        raise MasterKeyUnusable(f"{source} is not base64; {remedy}") from None
-    if len(key) != KEY_BYTES:
-        raise MasterKeyUnusable(
-            f"{source} is base64 of {len(key)} bytes, not of {KEY_BYTES}; {remedy}"
-        )
-    return key
-
-
-def _make_key_file(path: Path, random_bytes: RandomBytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{KEY_FILE}.{os.getpid()}.{random_bytes(4).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.b64encode(random_bytes(KEY_BYTES)) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)  # unlike rename, it never replaces a key that another start made
-        except FileExistsError:
-            return
-    finally:
-        draft.unlink()
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_key_file(path: Path) -> bytes:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise MasterKeyUnusable(
-            f"{path} may be read by others (mode {mode:04o}); protect it: chmod 600 {path}"
-        )
-    return _decode(path.read_text(encoding="ascii", errors="replace"), str(path))

@@ -4,6 +4,7 @@ Path:   serve -> `open_platform` -> everything else is handed what it needs
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,7 +31,7 @@ from engine.egress import Egress
 from engine.errors import Invalid
 from engine.events import Events
 from engine.hostcalls.broker import Broker
-from engine.hostcalls.connections import send
+from engine.hostcalls.connections import Connections
 from engine.hostcalls.devices import Devices
 from engine.hostcalls.fetch import Fetch
 from engine.hostcalls.functions import Functions
@@ -50,6 +51,7 @@ from engine.queue_gauges import QueueGauges
 from engine.readiness import Node, Readiness
 from engine.retention import Retention
 from engine.retention_rules import defaults
+from engine.rotation import Rotation
 from engine.scheduler import Scheduler
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
@@ -90,10 +92,12 @@ class Platform:
     database: Database
     journal: Journal
     vault: Vault
+    rotation: Rotation
     catalogue: Catalogue
     builder: Builder
     programs: Programs
     outbox: Outbox
+    providers: Egress
     tails: Tails
     metrics: Metrics
     sandbox: Sandbox
@@ -179,6 +183,11 @@ async def open_platform(
         journal = Journal(database)
         stack.push_async_callback(journal.close)
         metrics, tails = Metrics(), Tails()
+
+        def lost() -> None:
+            backlog.drop_all()
+            outbox.lost()
+
         nodes = Nodes(
             journal,
             clock,
@@ -188,11 +197,15 @@ async def open_platform(
             alone=database.is_sqlite,
             counts=metrics.counts,
             # Lambdas here and below, for what is made further down and in turn needs this.
-            on_lost=lambda: backlog.drop_all(),
+            on_lost=lost,
             on_freed=lambda: backlog.look(),
             on_adopted=lambda waiting, interrupted: outbox.adopted(waiting, interrupted),
             on_checked=lambda: outbox.look(),
-            state=lambda: {"held": backlog.count, "running": len(backlog.running())},
+            state=lambda: {
+                "held": backlog.count,
+                "running": len(backlog.running()),
+                "keys": vault.key_ids(),  # see engine.rotation
+            },
         )
         await nodes.start()
         stack.push_async_callback(nodes.close)
@@ -233,9 +246,11 @@ async def open_platform(
             clock=clock,
             rng=rng,
             node=lambda: None if database.is_sqlite else journal.node_id,
+            public_url=settings.public_url,
+            claim_s=math.inf if database.is_sqlite else settings.lease_seconds / 2,
         )
         events = Events(catalogue, clock, owner=lambda project_id: backlog.owner(project_id))
-        broker = _broker(catalogue, database, journal, guests_egress, clock)
+        broker = _broker(catalogue, database, journal, guests_egress, clock, vault, tails)
         settler = Settler(
             journal,
             events,
@@ -247,6 +262,7 @@ async def open_platform(
             notice=outbox.notice,
             wake=lambda project_id, priority, due_ms: backlog.wake(project_id, priority, due_ms),
             owner=lambda project_id: backlog.owner(project_id),
+            vault=vault,
             clock=clock,
             rng=rng,
             outbox_of=lambda: None if database.is_sqlite else journal.node_id,
@@ -325,10 +341,12 @@ async def open_platform(
             database=database,
             journal=journal,
             vault=vault,
+            rotation=Rotation(vault, database, journal),
             catalogue=catalogue,
             builder=builder,
             programs=programs,
             outbox=outbox,
+            providers=outbox_egress,
             tails=tails,
             metrics=metrics,
             sandbox=sandbox,
@@ -430,7 +448,13 @@ def check_kind(settings: Settings, kind: Kind) -> None:
 
 
 def _broker(
-    catalogue: Catalogue, database: Database, journal: Journal, egress: Egress, clock: Clock
+    catalogue: Catalogue,
+    database: Database,
+    journal: Journal,
+    egress: Egress,
+    clock: Clock,
+    vault: Vault,
+    tails: Tails,
 ) -> Broker:
     devices = Devices(catalogue, database, clock)
     key_values = KeyValues(database, clock)
@@ -444,7 +468,7 @@ def _broker(
             "kv.put": key_values.put,
             "kv.delete": key_values.delete,
             "kv.list": key_values.list,
-            "connection.send": send,
+            "connection.send": Connections(vault, tails.log).send,
             "function.call": Functions(catalogue).call,
             "job.progress": Jobs(journal, clock).progress,
             "fetch": network.fetch,
@@ -516,6 +540,12 @@ def _gauges(
     def requests() -> Samples:
         return {key: float(count) for key, count in outbox.counts.requests.items()}
 
+    def held_back() -> Samples:
+        return {(reason,): float(count) for reason, count in outbox.counts.held.items()}
+
+    def opened() -> Samples:
+        return {(kind,): float(count) for kind, count in outbox.counts.opened.items()}
+
     def blocked() -> Samples:
         total: Counter[str] = Counter()
         for egress in egresses:
@@ -527,6 +557,8 @@ def _gauges(
 
     metrics.gauges["cloudcode_held"] = held
     metrics.gauges["cloudcode_connector_requests_total"] = requests
+    metrics.gauges["cloudcode_deliveries_held_total"] = held_back
+    metrics.gauges["cloudcode_breaker_openings_total"] = opened
     metrics.gauges["cloudcode_worker_busy"] = busy
     metrics.gauges["cloudcode_egress_blocked_total"] = blocked
 

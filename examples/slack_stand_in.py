@@ -95,7 +95,7 @@ class SlackStandIn:
             self.stopping.wait(trouble.delay_s)
             if trouble.status != 200:
                 return trouble
-        answer = _judge(path, content_type, body)
+        answer = judge(path, content_type, body)
         with self._lock:
             if answer.status == 200:
                 self._messages.append(json.loads(body))
@@ -113,7 +113,8 @@ class SlackStandIn:
             self._at_once -= 1
 
 
-def _judge(path: str, content_type: str, body: bytes) -> Trouble:
+def judge(path: str, content_type: str, body: bytes) -> Trouble:
+    """Return what an incoming webhook answers to this request."""
     parts = path.strip("/").split("/")
     if len(parts) != 4 or parts[0] != "services":
         return Trouble(404, "no_service")
@@ -129,7 +130,7 @@ def _judge(path: str, content_type: str, body: bytes) -> Trouble:
     attachments = message.get("attachments", [])
     if not isinstance(text, str):
         return Trouble(400, "invalid_payload")
-    if not text and not blocks and not attachments:
+    if not text.strip() and not blocks and not attachments:
         return Trouble(400, "no_text")
     if len(text) > TEXT_CHARS_MAX:
         return Trouble(400, "msg_too_long")

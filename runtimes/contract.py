@@ -80,6 +80,15 @@ class LimitHit:
     used: Count
 
 
+class SourceWarning(msgspec.Struct, frozen=True, kw_only=True):
+    """Something in an author's source that runs, and had better be written in another way."""
+
+    file: str
+    line: int  # from 1
+    column: int  # from 1, in UTF-16 units
+    message: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestError:
     """What the guest threw, in the author's own file, line and column (1-based; 0 unknown)."""

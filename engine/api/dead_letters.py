@@ -8,10 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 from engine.api.access import Invoker, Reader
 from engine.api.edge import check_json
 from engine.api.openapi import problems
-from engine.api.platform import Platform, PlatformHere
+from engine.api.platform import Platform, PlatformHere, shown_json
 from engine.api.shapes import Body, Listed, PageAsked, Shown, example
 from engine.api.times import parse_time
-from engine.api.writes import explained
 from engine.clock import iso
 from engine.dead_letters import (
     Redriven,
@@ -25,7 +24,7 @@ from engine.dead_letters import (
     redrive_ids,
     redrive_one,
 )
-from engine.errors import Invalid
+from engine.errors import Invalid, explained
 from engine.store.dead_letters import (
     Attempt,
     LetterFilter,
@@ -139,7 +138,7 @@ async def show_letter(platform: PlatformHere, access: Reader, letter_id: str) ->
     attempts = await platform.database.read(attempts_of, access.project_id, letter)
     return LetterWhole(
         **_shown(letter),
-        payload=msgspec.json.decode(payload),
+        payload=shown_json(platform, access.project_id, payload),
         attempts_log=list(map(_attempt_shown, attempts)),
     )
 

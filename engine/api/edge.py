@@ -4,6 +4,7 @@ Path:   server -> here -> FastAPI -> routes
 Never:  reads more than BODY_BYTES_MAX of a body; lets an exception out to the server.
 
 The body of an upload is its route's to read (`api.uploads`): it is large, and needs a key first.
+So is that of a provider's callback: it may be a form, and its bytes are signed.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from engine.quotas import BODY_BYTES_MAX
 
 BODY_WAIT_S: Final = 30  # a client that takes longer holds memory for nothing
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+CALLBACKS: Final = re.compile(r"/v1/callbacks/[^/]+/[^/]+(/[^/]+)?")
 UPLOADS: Final = re.compile(r"/v1/functions(/[^/]+/versions)?")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _log = structlog.get_logger()
@@ -81,7 +83,7 @@ class Edge:
             return
         if scope["method"] == "HEAD":
             scope = dict(scope, method="GET")
-        if scope["method"] in _WITH_BODY and not is_upload(scope):
+        if scope["method"] in _WITH_BODY and not is_upload(scope) and not _is_callback(scope):
             body = await read_body(Headers(scope=scope), receive)
             if body is None:
                 return
@@ -177,6 +179,10 @@ def _where(body: bytes, reason: str) -> str:
 def is_upload(scope: Scope) -> bool:
     """Say whether the route reads the body itself."""
     return scope["method"] == "POST" and UPLOADS.fullmatch(scope["path"]) is not None
+
+
+def _is_callback(scope: Scope) -> bool:
+    return scope["method"] == "POST" and CALLBACKS.fullmatch(scope["path"]) is not None
 
 
 def _as_json(scope: Scope) -> Scope:

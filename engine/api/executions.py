@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.api.access import Invoker, Reader
 from engine.api.openapi import problems
-from engine.api.platform import Platform, PlatformHere
+from engine.api.platform import Platform, PlatformHere, shown_json
 from engine.api.shapes import Body, Listed, PageAsked, Shown, example
 from engine.api.times import parse_time
 from engine.cancellations import cancel_execution
@@ -176,7 +176,9 @@ async def show_execution(
     report = found.report
     return ExecutionWhole(
         **_shown(found),
-        input=_json(found.input_json),
+        input=None
+        if found.input_json is None
+        else shown_json(platform, access.project_id, found.input_json),
         result=_json(found.result_json),
         root_id=report.get("root_id"),
         depth=report.get("depth", 0),

@@ -9,7 +9,14 @@ from engine.api.access import Developer, Reader
 from engine.api.openapi import problems
 from engine.api.platform import PlatformHere
 from engine.api.shapes import Listed, PageAsked, Shown, example
-from engine.api.uploads import UploadBody, documented, uploaded
+from engine.api.uploads import (
+    WARNINGS,
+    UploadBody,
+    WarningShown,
+    documented,
+    uploaded,
+    warning_shown,
+)
 from engine.api.versions import (
     ShareShown,
     Uploaded,
@@ -53,6 +60,7 @@ class FunctionMade(Shown):
     handlers: list[str]
     deployed: bool
     created_at: str
+    warnings: list[WarningShown] = Field(description=WARNINGS)
 
 
 class FunctionShown(Shown):
@@ -87,9 +95,10 @@ async def add_function(
     code does not compile: the problem (code `compile_error`) then names `file`, `line` and
     `column`, or what is wrong with the module.
     """
-    function, version = await create_function(
+    made = await create_function(
         platform, access.project_id, name=body.name, runtime=body.runtime, upload=body.upload()
     )
+    function, version = made.function, made.version
     return FunctionMade(
         id=function.id,
         name=function.name,
@@ -98,6 +107,7 @@ async def add_function(
         handlers=list(version.handlers),
         deployed=True,
         created_at=iso(function.created_ms),
+        warnings=list(map(warning_shown, made.warnings)),
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from engine.api.access import Invoker, Reader
 from engine.api.executions import at_work
 from engine.api.openapi import problems
-from engine.api.platform import Platform, PlatformHere
+from engine.api.platform import Platform, PlatformHere, shown_json
 from engine.api.shapes import Listed, PageAsked, Shown
 from engine.api.times import parse_time
 from engine.cancellations import cancel_job
@@ -116,7 +116,7 @@ async def show_job(
     expires_ms = job.policy.expires_ms
     return JobWhole(
         **_shown(job),
-        payload=msgspec.json.decode(job.payload_json),
+        payload=shown_json(platform, access.project_id, job.payload_json),
         result=None if job.result_json is None else msgspec.json.decode(job.result_json),
         expires_at=iso(expires_ms) if expires_ms else None,
         executions=list(map(_run_shown, runs)),

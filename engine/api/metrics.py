@@ -66,6 +66,16 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "Jobs by status; those that run are among the queued. Counting stops at 10000 a project.",
         ("status",),
     ),
+    "cloudcode_deliveries": Family(
+        GAUGE,
+        "Deliveries that have not ended. Counting stops at 10000 of a state.",
+        ("state",),
+    ),
+    "cloudcode_connection_gates": Family(
+        GAUGE,
+        "Connections that nothing passes: open, half_open (but for a trial), disabled.",
+        ("state",),
+    ),
     "cloudcode_schedule_lag_seconds": Family(
         GAUGE, "How late the last schedule fired, or how long one has been overdue."
     ),
@@ -84,6 +94,12 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "cloudcode_database_up": Family(GAUGE, "1: the database answers; 0: it does not."),
     "cloudcode_connector_requests_total": Family(
         COUNTER, "Attempts to deliver.", ("connector", "outcome")
+    ),
+    "cloudcode_deliveries_held_total": Family(
+        COUNTER, "Deliveries held by the cost guard, or for a disabled connection.", ("reason",)
+    ),
+    "cloudcode_breaker_openings_total": Family(
+        COUNTER, "Times that the breaker of a connection has opened.", ("connector",)
     ),
     "cloudcode_egress_blocked_total": Family(
         COUNTER, "Outgoing requests that were refused.", ("reason",)

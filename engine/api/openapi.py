@@ -74,7 +74,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             _complete(operation)
-            if method == "post" and path.startswith(("/v1/", "/v2/")):
+            keyed = path.startswith(("/v1/", "/v2/")) and not path.startswith("/v1/callbacks/")
+            if method == "post" and keyed:
                 _repeatable(operation)
             _name_body(operation, schemas)
     found["paths"] = dict(sorted(found["paths"].items()))

@@ -4,13 +4,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, cast
 
+import msgspec
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from engine import functions, replays, reruns
+from engine import connections, functions, replays, reruns
+from engine.connectors.contract import ERROR_CHARS_MAX
 from engine.idempotency import Idempotency
+from engine.redaction import Redaction
+from engine.rotation import Rotation
 from engine.settings import Settings
-from engine.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,8 @@ class Catalogue(reruns.Catalogue, Protocol):
         """Return the project's id."""
         ...
 
-
-class Outbox(Protocol):
-    """Port: sends what runs left behind."""
-
-    def notice(self, delivery_ids: Collection[str]) -> None:
-        """Take note of deliveries that were just committed as due. Never blocks, never raises."""
+    def redaction(self, project_id: str) -> Redaction | None:
+        """Return how to hide the secrets of the project's live versions; None: there are none."""
         ...
 
 
@@ -97,7 +96,7 @@ class Metrics(Protocol):
         ...
 
 
-class Platform(functions.Workshop, replays.Bulk, Protocol):
+class Platform(functions.Workshop, replays.Bulk, connections.Providers, Protocol):
     """Everything the API needs. Adapter: `engine.wiring.Platform`."""
 
     @property
@@ -107,13 +106,10 @@ class Platform(functions.Workshop, replays.Bulk, Protocol):
     def catalogue(self) -> Catalogue: ...
 
     @property
-    def vault(self) -> Vault: ...
-
-    @property
     def idempotency(self) -> Idempotency: ...
 
     @property
-    def outbox(self) -> Outbox: ...
+    def rotation(self) -> Rotation: ...
 
     @property
     def tails(self) -> Tails: ...
@@ -124,10 +120,6 @@ class Platform(functions.Workshop, replays.Bulk, Protocol):
     @property
     def checks(self) -> Mapping[str, Check]:
         """Readiness by name: `database`, `sandbox`, ..."""
-        ...
-
-    def outbox_node(self) -> str | None:
-        """Return whose outbox has what is sent again by hand; None: there is only one node."""
         ...
 
     def quarantined(self) -> Mapping[str, int]:
@@ -141,6 +133,25 @@ class Platform(functions.Workshop, replays.Bulk, Protocol):
 
 def platform_of(connection: HTTPConnection) -> Platform:
     return cast("Platform", connection.app.state.platform)
+
+
+def shown_json(platform: Platform, project_id: str, text: str) -> Any:
+    """Return what a run was given, or wants sent, as people may see it: without secrets.
+
+    What is stored stays as it is: a replay has to get the same.
+    """
+    redaction = platform.catalogue.redaction(project_id)
+    data = text.encode()
+    return msgspec.json.decode(data if redaction is None else redaction.json(data))
+
+
+def shown_text(platform: Platform, project_id: str, text: str | None) -> str | None:
+    """Return what a provider or a run said, as people may see it: without secrets."""
+    redaction = platform.catalogue.redaction(project_id)
+    if text is None or redaction is None:
+        return text
+    was_cut = len(text) >= ERROR_CHARS_MAX  # perhaps within a value
+    return redaction.cut_text(text) if was_cut else redaction.text(text)
 
 
 async def _platform(connection: HTTPConnection) -> Platform:

@@ -30,6 +30,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "malformed_json": Kind(400, "The body is not JSON"),
     "unauthorized": Kind(401, "No valid API key"),
     "forbidden_scope": Kind(403, "The API key may not do this"),
+    "callback_refused": Kind(403, "The callback is not the provider's"),
     "suspended": Kind(403, "The project is suspended"),
     "not_found": Kind(404, "There is no such thing"),
     "method_not_allowed": Kind(405, "The method is not allowed here"),

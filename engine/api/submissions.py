@@ -16,10 +16,9 @@ from engine.api.keyed import claim_key
 from engine.api.ports import Ports
 from engine.api.problems import problem_of
 from engine.api.raw import Request
-from engine.api.writes import explained
 from engine.catalogue import Version
 from engine.clock import iso
-from engine.errors import EngineError, Invalid
+from engine.errors import EngineError, Invalid, explained
 from engine.handlers import job_handler
 from engine.ids import new_id
 from engine.intake import Job, JobAsked, KeyMismatch, check_job, take_job

@@ -10,17 +10,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, WithJsonSchema
 
 from engine.api.declarations import FlowSaid, QueueSaid, RetriesSaid, said
 from engine.api.edge import MalformedJson, check_json, read_body
-from engine.api.shapes import Body
+from engine.api.shapes import Body, Shown
 from engine.bundles import IO, WASM_HANDLERS, decode_wasm
 from engine.errors import Invalid
 from engine.functions import Upload
 from engine.quotas import UPLOAD_BYTES_MAX, WASM_ARGS_MAX
+from runtimes.contract import SourceWarning
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,6 +42,22 @@ Wasm = Annotated[
     PlainValidator(_wasm),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "default": None}),
 ]
+
+
+WARNINGS: Final = "What runs, but is better written in another way, e.g. a key in the source."
+
+
+class WarningShown(Shown):
+    """One place of a source, and what to do about it; line and column from 1."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+
+def warning_shown(warning: SourceWarning) -> WarningShown:
+    return WarningShown(**msgspec.structs.asdict(warning))
 
 
 class LimitsAsked(Body):

@@ -10,7 +10,14 @@ from engine.api.access import Developer, Reader
 from engine.api.openapi import problems
 from engine.api.platform import PlatformHere
 from engine.api.shapes import Listed, PageAsked, Shown, example
-from engine.api.uploads import UploadBody, documented, uploaded
+from engine.api.uploads import (
+    WARNINGS,
+    UploadBody,
+    WarningShown,
+    documented,
+    uploaded,
+    warning_shown,
+)
 from engine.clock import iso
 from engine.functions import create_version, get_function, get_version, get_wasm
 from engine.store.deployments import Share, live_deployment
@@ -37,6 +44,7 @@ class VersionMade(Shown):
     version: int
     handlers: list[str]
     deployed: bool
+    warnings: list[WarningShown] = Field(description=WARNINGS)
 
 
 class WasmShown(Shown):
@@ -100,8 +108,13 @@ async def add_version(
     latest version; so are `retries`, `flow` and `queue` (`{}` takes them away), and `handlers`,
     `args`, `io`, `exports` and `reuse` of a WebAssembly one.
     """
-    version = await create_version(platform, access.project_id, name, body.upload(), deploy=deploy)
-    return VersionMade(version=version.number, handlers=list(version.handlers), deployed=deploy)
+    made = await create_version(platform, access.project_id, name, body.upload(), deploy=deploy)
+    return VersionMade(
+        version=made.version.number,
+        handlers=list(made.version.handlers),
+        deployed=deploy,
+        warnings=list(map(warning_shown, made.warnings)),
+    )
 
 
 @router.get("/v1/functions/{name}/versions", responses=problems(404, 422))

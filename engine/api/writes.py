@@ -19,7 +19,7 @@ from engine.api.ports import Ports
 from engine.api.problems import problem_of
 from engine.api.raw import Request
 from engine.catalogue import Catalogue, Device
-from engine.errors import EngineError, Invalid, NotFound
+from engine.errors import EngineError, Invalid, NotFound, explained
 from engine.events import Events, RawWrite, SentValue, check_values, has_ids
 from engine.quotas import BATCH_ITEMS_MAX, EVENT_BYTES_MAX, GATEWAY_BYTES_MAX
 from engine.run import Run, Value
@@ -28,7 +28,6 @@ from engine.store.value_ids import NO_TIME, Mark, SeenBefore, take_ids
 
 WRITE: Final = ("ingest", "operate")
 WRITE_BODY: Final = msgspec.json.Decoder(RawWrite)
-_UNKNOWN: Final = "Object contains unknown field "
 _encode: Final = msgspec.json.encode
 
 
@@ -283,12 +282,3 @@ def _decode_items(body: bytes) -> list[_Item | Invalid]:
         except msgspec.ValidationError as error:
             items.append(Invalid(*explained(error)))
     return items
-
-
-def explained(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return message and JSON pointer of what msgspec says: `... - at `$.values[0].key``."""
-    message, _, place = str(error).partition(" - at `")
-    pointer = place.rstrip("`").removeprefix("$").replace("[", ".").replace("]", "")
-    if message.startswith(_UNKNOWN):
-        pointer += "." + message.removeprefix(_UNKNOWN).strip("` ")
-    return message, pointer.replace(".", "/")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from engine.cli.failures import Misused
+from engine.cli.failures import Failure, Misused
 from engine.cli.session import Session
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be.")]
@@ -17,6 +17,9 @@ RETENTION: Final = "/v1/projects/current/retention"  # --project names another
 NONE: Final = "none"
 DEFAULT: Final = "default"
 USAGE_ANSWER_S: Final = 120.0
+ROTATE: Final = "/v1/admin/master-key/rotate"
+ROTATE_ANSWER_S: Final = 120.0  # one value may have tens of megabytes, on a slow disk
+WAITS_MAX: Final = 12  # answers, each of which has waited for other nodes for some seconds
 UNITS: Final = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -77,6 +80,46 @@ def tickets_reissue(session: Session, *, dry_run: DryRun = False) -> None:
         session.screen.value(found)
     else:
         session.screen.rows(found["items"], ("project", "priority", "due_at"))
+
+
+def rotate_key(
+    session: Session,
+    *,
+    keep_old: Annotated[
+        bool,
+        typer.Option("--keep-old", help="Leave the old key in the file: it opens old backups."),
+    ] = False,
+) -> None:
+    """Change the key that seals secrets: a new one, all sealed anew, the old one gone.
+
+    The engine runs on meanwhile. Ended at any moment, it goes on where it was when it is run again.
+    """
+    body = {"begin": True, "keep_old": keep_old}
+    said, waits = "", 0
+    while True:
+        found = session.client.post(ROTATE, body, answer_s=ROTATE_ANSWER_S)
+        body = {**body, "begin": False}
+        if found["phase"] == "done":
+            break
+        told = _rotated(found)
+        waits += bool(found["waits_for"])
+        if told != said:
+            session.screen.say(told)
+        said = told
+        if waits == WAITS_MAX:
+            raise Failure(told, remedy=f"{found['note']}; then run this again: it goes on")
+    session.screen.record(found)
+
+
+def _rotated(found: dict[str, Any]) -> str:
+    phase = found["phase"]
+    if found["waits_for"]:
+        return f"{phase}: waiting for {', '.join(found['waits_for'])}"
+    if phase == "accept":
+        return f"{phase}: made the key {found['others'][0]}"
+    if phase == "switch":
+        return f"{phase}: {found['key']} seals from now on"
+    return f"{phase}: {found['checked']} of {found['total']}"
 
 
 def retention_show(

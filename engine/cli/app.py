@@ -13,6 +13,8 @@ from rich.markup import escape
 
 from engine.cli import (
     admin,
+    connections,
+    deliveries,
     devices,
     doctor,
     events,
@@ -39,12 +41,13 @@ GROUPS: Final = {
     "executions": "Runs.",
     "jobs": "Runs for later, tried again when they fail.",
     "dlq": "Dead letters: runs that failed at every attempt they had.",
-    "deliveries": "Messages sent to providers.",
+    "deliveries": "Messages sent to providers, and what to do about them.",
     "products": "Kinds of device.",
     "devices": "Devices and their values.",
     "kv": "The key-value store that functions share.",
     "secret": "Secrets for functions.",
-    "connection": "Providers' credentials.",
+    "connections": "Providers: their credentials, and whether they work.",
+    "connection": "An older name of `connections`.",
     "admin": "For whoever runs the engine: nodes, queues, stuck work, how much is kept.",
     "admin retention": "How much of what a project keeps.",
     "admin tickets": "What tells nodes of work.",
@@ -251,8 +254,42 @@ COMMANDS: Final = (
     ),
     _command(
         "deliveries list",
-        history.deliveries_list,
+        deliveries.deliveries_list,
         "cloudcode deliveries list --connection ALERTS",
+        "cloudcode deliveries list --state failed --since 2h",
+    ),
+    _command(
+        "deliveries show",
+        deliveries.deliveries_show,
+        "cloudcode deliveries show dlv_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "deliveries resend",
+        deliveries.deliveries_resend,
+        "cloudcode deliveries resend dlv_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode deliveries resend --connection SMS --state cancelled --dry-run",
+    ),
+    _command(
+        "deliveries cancel",
+        deliveries.deliveries_cancel,
+        "cloudcode deliveries cancel dlv_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+        "cloudcode deliveries cancel --connection SMS --state held",
+    ),
+    _command(
+        "deliveries hold",
+        deliveries.deliveries_hold,
+        "cloudcode deliveries hold --connection SMS",
+    ),
+    _command(
+        "deliveries release",
+        deliveries.deliveries_release,
+        "cloudcode deliveries release --connection SMS --recipient +15558675310",
+    ),
+    _command(
+        "deliveries recover",
+        deliveries.deliveries_recover,
+        "cloudcode deliveries recover --since 2h --dry-run",
+        "cloudcode deliveries recover --since 2010-10-29T00:00:00Z --connection SMS",
     ),
     _command("products add", devices.products_add, "cloudcode products add weather"),
     _command("products list", devices.products_list, "cloudcode products list"),
@@ -286,17 +323,42 @@ COMMANDS: Final = (
         vault.secret_put,
         "cloudcode secret put API_TOKEN",
         "cloudcode secret put API_TOKEN < token.txt",
+        "cloudcode secret put API_TOKEN --function report < token.txt",
     ),
     _command("secret list", vault.secret_list, "cloudcode secret list"),
-    _command("secret delete", vault.secret_delete, "cloudcode secret delete API_TOKEN"),
+    _command("secret delete", vault.secret_delete, "cloudcode secret delete API_TOKEN --force"),
+    _command(
+        "connections put",
+        connections.connections_put,
+        "cloudcode connections put SMS --kind twilio --from-file twilio.json",
+        "cloudcode connections put ALERTS --kind slack < slack.json",
+        "cloudcode connections put SMS --kind twilio --keep-credentials "
+        """--settings '{"guard": {"per_day": 500}}' --function alarms""",
+    ),
+    _command("connections list", connections.connections_list, "cloudcode connections list"),
+    _command("connections show", connections.connections_show, "cloudcode connections show SMS"),
+    _command(
+        "connections test",
+        connections.connections_test,
+        "cloudcode connections test SMS",
+        """cloudcode connections test ALERTS --message '{"text": "It works."}'""",
+    ),
+    _command(
+        "connections enable", connections.connections_enable, "cloudcode connections enable SMS"
+    ),
+    _command(
+        "connections delete", connections.connections_delete, "cloudcode connections delete SMS"
+    ),
+    _command("connections kinds", connections.connections_kinds, "cloudcode connections kinds"),
     _command(
         "connection put",
-        vault.connection_put,
+        connections.connections_put,
         "cloudcode connection put ALERTS --kind slack --credentials slack.json",
-        "cloudcode connection put ALERTS --kind slack --credential webhook_url=https://hooks.slack.com/services/T0/B0/X",
     ),
-    _command("connection list", vault.connection_list, "cloudcode connection list"),
-    _command("connection delete", vault.connection_delete, "cloudcode connection delete ALERTS"),
+    _command("connection list", connections.connections_list, "cloudcode connection list"),
+    _command(
+        "connection delete", connections.connections_delete, "cloudcode connection delete ALERTS"
+    ),
     _command("admin nodes", admin.nodes, "cloudcode admin nodes"),
     _command("admin queues", admin.queues, "cloudcode --project greenhouses admin queues"),
     _command("admin stuck", admin.stuck, "cloudcode admin stuck --json"),
@@ -310,6 +372,12 @@ COMMANDS: Final = (
         "admin tickets reissue",
         admin.tickets_reissue,
         "cloudcode admin tickets reissue",
+    ),
+    _command(
+        "admin rotate-key",
+        admin.rotate_key,
+        "cloudcode admin rotate-key",
+        "cloudcode admin rotate-key --keep-old --json",
     ),
     _command(
         "admin retention show",

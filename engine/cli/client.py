@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from engine.cli.failures import Misused, NotAnEngine, Refused, Unreachable
+from engine.cli.failures import Misused, NotAnEngine, NotText, Refused, Unreachable
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
@@ -23,7 +23,7 @@ TAIL_SILENCE_S: Final = 60.0  # no line for so long: assume that the connection 
 
 def segment(name: str) -> str:
     """Return `name` fit to stand in a path as one segment, whatever is in it."""
-    return quote(name, safe="")
+    return quote(_utf8(name), safe="")
 
 
 class Client:
@@ -39,7 +39,7 @@ class Client:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         if project:
-            headers["X-Project"] = quote(project, safe=" -_.")
+            headers["X-Project"] = quote(_utf8(project), safe=" -_.")
         try:
             self._http = httpx.Client(
                 base_url=self.url,
@@ -99,11 +99,12 @@ class Client:
             answer_s: how long to wait for the answer.
 
         Raises:
+            Misused: there is a text that cannot be sent.
             Unreachable: no connection, or no answer within `answer_s`.
             Refused: the status is an error.
         """
         text = body_json if body is None else json.dumps(body, ensure_ascii=False)
-        content = text.encode() or None
+        content = _utf8(text) or None
         try:
             response = self._http.request(
                 method,
@@ -180,7 +181,18 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _given(query: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (query or {}).items() if value not in (None, "")}
+    return {
+        name: _utf8(value).decode() if isinstance(value, str) else value
+        for name, value in (query or {}).items()
+        if value not in (None, "")
+    }
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # `from None`: it holds the text, which may be a secret
+        raise NotText("what is to be sent") from None
 
 
 def _problem_of(response: httpx.Response) -> dict[str, Any]:

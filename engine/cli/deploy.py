@@ -125,6 +125,9 @@ def deploy(
             bound |= {"order": order, "lateness_seconds": lateness or 0}
         done["trigger"] = _trigger(session, function, product, bound)
     session.screen.text(done, _summary(done))
+    for warning in done.get("warnings", ()):  # older engines say none
+        place = "{file}:{line}:{column}".format_map(warning)
+        session.screen.warn(f"{place}: {warning['message']}")
 
 
 def _code(path: Path, main: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Failure
 |- Unreachable    nobody's: there is no server there, or it does not answer in time
 |- NotAnEngine    the caller's: something else answers at that URL
 |- Misused        the caller's: an argument is wrong in a way that only we can see
+|  `- NotText     bytes, where only text can be sent
 `- Refused        the caller's, mostly: the engine answered with a problem (RFC 9457)
    `- DoesNotCompile   the author's: in source.py, shown with the line of their own file
 """
@@ -27,6 +28,22 @@ REMEDIES: Final[Mapping[str, str]] = {
     "`cloudcode limits` shows the most",
     "payload_too_large": "`cloudcode limits` shows every size",
     "overloaded": "try again in a moment",
+}
+# What lists the things of which one was not found, by how the engine calls them.
+LISTS: Final[Mapping[str, str]] = {
+    "function": "functions list",
+    "device": "devices list",
+    "product": "products list",
+    "connection": "connections list",
+    "connector": "connections kinds",
+    "delivery": "deliveries list",
+    "secret": "secret list",
+    "execution": "executions list",
+    "job": "jobs list",
+    "dead letter": "dlq list",
+    "schedule": "schedule list",
+    "trigger": "trigger list",
+    "node": "admin nodes",
 }
 
 
@@ -71,6 +88,13 @@ class Misused(Failure):
     """An argument that cannot be used; the message names it."""
 
 
+class NotText(Misused):
+    """Bytes that are no UTF-8, where the engine takes text only."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not UTF-8 text; encode binary values, for example in base64")
+
+
 class Refused(Failure):
     """The engine answered with a problem document; nothing was changed."""
 
@@ -79,7 +103,7 @@ class Refused(Failure):
         self.code = str(problem.get("code", ""))
         self.status = int(problem.get("status", 0))
         detail = str(problem.get("detail") or problem.get("title") or "refused without a reason")
-        remedy = str(problem.get("remedy") or REMEDIES.get(self.code, ""))
+        remedy = str(problem.get("remedy") or _remedy(self.code, detail))
         limit = (problem.get("limit") or {}).get("name")
         if limit == "fuel":
             remedy = remedy.replace("--cpu-ms", "--fuel")
@@ -112,3 +136,11 @@ class Refused(Failure):
 
     def document(self) -> dict[str, Any]:
         return {**self.problem, "remedy": self.remedy}
+
+
+def _remedy(code: str, detail: str) -> str:
+    if code == "not_found":
+        for what, place in LISTS.items():
+            if detail.startswith((f"no {what} '", f'no {what} "')):
+                return f"see what there is: `cloudcode {place}`"
+    return REMEDIES.get(code, "")

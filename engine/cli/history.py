@@ -1,4 +1,4 @@
-"""`cloudcode executions`, `deliveries` and `limits`: what ran, what was sent, what is allowed."""
+"""`cloudcode executions` and `limits`: what ran, and what is allowed."""
 
 from typing import Annotated
 
@@ -37,26 +37,6 @@ def executions_show(
 ) -> None:
     """Show everything about one run: input, result, error, limit, effects."""
     session.screen.record(session.client.get(f"/v1/executions/{segment(execution)}"))
-
-
-def deliveries_list(
-    session: Session,
-    *,
-    state: Annotated[str, typer.Option(help="Only those in this state.")] = "",
-    connection: Annotated[str, typer.Option(help="Only those of this connection.")] = "",
-    execution: Annotated[str, typer.Option(help="Only those of this run.")] = "",
-    limit: Limit = 50,
-) -> None:
-    """List messages on their way out, and what became of them."""
-    deliveries = session.client.items(
-        "/v1/deliveries",
-        count_max=limit,
-        state=state,
-        connection=connection,
-        execution=execution,
-    )
-    columns = ("id", "connection", "kind", "state", "attempts", "created_at", "last_error")
-    session.screen.rows(deliveries, columns)
 
 
 def limits(session: Session) -> None:

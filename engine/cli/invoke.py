@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli.client import segment
-from engine.cli.failures import Misused
+from engine.cli.failures import Misused, NotText
 from engine.cli.session import Session
 
 
@@ -47,7 +47,8 @@ def invoke(
         session.screen.say(f"{execution}  {timing}")
 
 
-def params_of(text: str) -> Any:
+def params_of(text: str, name: str = "params") -> Any:
+    """Return the JSON that an argument or an option, called `name`, is or says where to find."""
     try:
         if text == "-":
             text = sys.stdin.read()
@@ -55,9 +56,11 @@ def params_of(text: str) -> Any:
             text = Path(text[1:]).read_text(encoding="utf-8")
         return json.loads(text) if text.strip() else None
     except OSError as error:
-        raise Misused(f"params {text}: {error.strerror}") from error
+        raise Misused(f"{name}: {text}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise NotText(f"{name}: {text}") from None
     except ValueError as error:
         raise Misused(
-            f"params are not JSON: {error}",
+            f"{name}: not JSON: {error}",
             remedy="""quote it for the shell: '{"city": "Seattle"}'""",
         ) from error

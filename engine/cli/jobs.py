@@ -60,7 +60,9 @@ def jobs_create(
         "backoff": _given(waits) or None,
         "ttl_seconds": _seconds(ttl, "--ttl"),
     }
-    made = session.client.post("/v1/jobs", {**_given(body), "payload": params_of(payload)})
+    made = session.client.post(
+        "/v1/jobs", {**_given(body), "payload": params_of(payload, "payload")}
+    )
     session.screen.record(made)
 
 
@@ -143,7 +145,7 @@ def dlq_edit(
     payload: Annotated[str, typer.Argument(help="JSON; @FILE reads a file, - reads stdin.")],
 ) -> None:
     """Give a dead letter another payload, for when it is redriven."""
-    body = {"payload": params_of(payload)}
+    body = {"payload": params_of(payload, "payload")}
     path = f"/v1/dead-letters/{segment(letter)}"
     session.screen.record(session.client.request("PATCH", path, body=body))
 

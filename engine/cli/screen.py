@@ -33,6 +33,11 @@ class Screen:
         """Print what a person wants to know and a script does not."""
         self._err.print(Text(plain(message)), soft_wrap=True)
 
+    def warn(self, message: str) -> None:
+        """Print what works, and should be looked at all the same."""
+        text = Text.assemble(("warning: ", "bold yellow"), (plain(message), "yellow"))
+        self._err.print(text, soft_wrap=True)
+
     @contextmanager
     def progress(self, message: str) -> Iterator[None]:
         """Tell a person at a terminal what takes so long, if it does."""

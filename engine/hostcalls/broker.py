@@ -6,7 +6,8 @@ Never:  trusts an operation's name or arguments; lets a capability's failure out
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from runtimes.contract import LimitHit, Outcome
 
 TRANSCRIPT_BYTES_MAX: Final = 64 * 1024  # of one run; longer ones end with a mark
 _SHOWN_HEADERS: Final = frozenset({"accept", "content-type", "user-agent", "idempotency-key"})
+_NOT_SHOWN: Final = "[not shown]"
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
 
@@ -44,13 +46,14 @@ class Broker:
         if capability is None:
             known = ", ".join(sorted(self._capabilities))
             message = f"there is no host call {operation[:80]!r}; there are: {known}"
+            message = _without_secrets(run, message, _encode(operation))
             answer(False, _error("NotFoundError", message, "not_found"))
             return
-        try:
+        result = None
+        with self._answering(run, operation, arguments, answer):
             result = capability(run, arguments, call)
-        except (EngineError, msgspec.MsgspecError) as error:
-            self._refuse(run, operation, arguments, answer, error)
-            return
+            if not isinstance(result, Coroutine):
+                self._answer(run, operation, arguments, answer, result)
         if isinstance(result, Coroutine):
             task = asyncio.ensure_future(self._later(run, operation, arguments, answer, result))
             self._tasks.add(task)
@@ -58,24 +61,32 @@ class Broker:
                 run.timers.append(task)  # cancelled with the run, perhaps before it has begun
                 task.add_done_callback(lambda _task: result.close())
             task.add_done_callback(self._tasks.discard)
-        else:
-            self._answer(run, operation, arguments, answer, result)
 
     async def _later(
         self, run: Run, operation: str, arguments: bytes, answer: Answer, result: Awaitable[Any]
     ) -> None:
         losses = run.losses
-        try:
+        with self._answering(run, operation, arguments, answer, later=True):
             value = await result
+            if run.losses == losses:  # else its cell is gone, and the transcript begins anew
+                self._answer(run, operation, arguments, answer, value)
+
+    @contextmanager
+    def _answering(
+        self, run: Run, operation: str, arguments: bytes, answer: Answer, *, later: bool = False
+    ) -> Iterator[None]:
+        """Answer with an error what cannot be done, and what fails by a mistake of ours."""
+        losses = run.losses
+        try:
+            yield
         except (EngineError, msgspec.MsgspecError) as error:
             if run.losses == losses:
                 self._refuse(run, operation, arguments, answer, error)
-        except Exception:  # noqa: BLE001 - the loop of host calls: no guest hangs on our mistake
+        except Exception as error:  # the loop of host calls: no guest hangs on our mistake
+            if isinstance(error, LimitReached) and not later:
+                raise  # it ends the run
             _log.exception("host_call_failed", operation=operation, execution_id=run.execution_id)
             answer(False, _error("Error", f"{operation} failed inside the engine", "internal"))
-        else:
-            if run.losses == losses:  # else its cell is gone, and the transcript begins anew
-                self._answer(run, operation, arguments, answer, value)
 
     def _answer(
         self, run: Run, operation: str, arguments: bytes, answer: Answer, value: Any
@@ -88,11 +99,16 @@ class Broker:
         self, run: Run, operation: str, arguments: bytes, answer: Answer, error: Exception
     ) -> None:
         code = error.code if isinstance(error, EngineError) else "invalid_arguments"
-        text = _error("Error", f"{operation}: {error}", code)
+        told = _without_secrets(run, f"{operation}: {error}", arguments)
+        text = _error("Error", told, code)
         _note(run, operation, arguments, False, text)
-        if run.awaits_effects is not None:
-            # The guest has ended already and will not see this: its log says it.
-            run.log.append(("error", run.clock_ms, f"{operation}: {error}"[:500]))
+        has_ended = run.awaits_effects is not None
+        has_room = len(run.log) < run.limits.log_lines and run.log_bytes < run.limits.log_bytes
+        if has_ended or (operation == "connection.send" and has_room):
+            # The guest has ended already and will not see this, or perhaps does not wait for it:
+            # its log says it.
+            run.log_bytes += len(told[:500])
+            run.log.append(("error" if has_ended else "warn", run.guest_ms, told[:500]))
         answer(False, text)
 
 
@@ -105,22 +121,36 @@ class _Request(msgspec.Struct):
     redirect: str = "follow"
 
 
-def _without_credentials(arguments: bytes) -> bytes:
+def _shown_fetch(arguments: bytes) -> bytes:
     """Return the arguments of a fetch with nothing in it that opens anything: operators read it."""
     try:
         request = msgspec.json.decode(arguments, type=_Request)
     except msgspec.MsgspecError:
         return b"null"
     request.headers = [
-        (name, value if name.lower() in _SHOWN_HEADERS else "[not shown]")
+        (name, value if name.lower() in _SHOWN_HEADERS else _NOT_SHOWN)
         for name, value in request.headers
     ]
     return _encode(request)
 
 
+def _shown_send(arguments: bytes) -> bytes:
+    """Return the arguments of a message without the credentials that a script gave."""
+    try:
+        asked = msgspec.json.decode(arguments, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return b"null"
+    if "credentials" not in asked:
+        return arguments
+    return _encode(asked | {"credentials": _NOT_SHOWN})
+
+
+_WITHOUT_CREDENTIALS: Final = {"fetch": _shown_fetch, "connection.send": _shown_send}
+
+
 def _note(run: Run, operation: str, arguments: bytes, ok: bool, answer: bytes) -> None:
-    if operation == "fetch":
-        arguments = _without_credentials(arguments)
+    if (shown := _WITHOUT_CREDENTIALS.get(operation)) is not None:
+        arguments = shown(arguments)
     size = len(arguments) + len(answer)
     if run.transcript_bytes > TRANSCRIPT_BYTES_MAX:
         return
@@ -131,6 +161,12 @@ def _note(run: Run, operation: str, arguments: bytes, ok: bool, answer: bytes) -
     run.transcript.append(
         b"[%b,%b,%b,%b]" % (_encode(operation), arguments, b"true" if ok else b"false", answer)
     )
+
+
+def _without_secrets(run: Run, told: str, asked: bytes) -> str:
+    """Return why a call is refused; capabilities quote what was asked for, cut off anywhere."""
+    redaction = run.version.redaction
+    return told if redaction is None else redaction.refusal(told, asked.decode())
 
 
 def _error(name: str, message: str, code: str) -> bytes:

@@ -45,6 +45,8 @@ class Jobs:
         """Keep how far the run's job is; of a run that is no job's, nothing is kept."""
         said = msgspec.json.decode(arguments, type=_Progress)
         word = progress_json(said.value, said.message or "", self._clock())
+        if run.version.redaction is not None:
+            word = run.version.redaction.json(word.encode()).decode()
         if run.job_id is None:
             return
         span = self._spans.get(run.execution_id)

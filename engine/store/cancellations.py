@@ -156,6 +156,7 @@ def _record(
 def _record_of(row: RowMapping, names: dict[str, str], now_ms: int, why: str) -> dict[str, Any]:
     report = {
         "root_id": row["root_id"],
+        **({"origin": row["origin"]} if row["origin"] else {}),
         "depth": row["depth"],
         "cold_start": False,
         "effects": [],

@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 
 from engine.errors import EngineError
 from engine.store.schema import current_revision, refuse_newer
@@ -27,6 +27,7 @@ READERS: Final = 4  # threads: SQLite reads take tens of microseconds; more woul
 BUSY_MS: Final = 30_000
 RECONNECT_S: Final = 10.0  # how long a read, or a group of the journal, waits for a server
 RECONNECT_PAUSE_S: Final = 0.2
+_TOO_LARGE: Final = "54"  # PostgreSQL's class of errors: program limit exceeded
 MIGRATIONS_LOCK: Final = 0x636C6F7564636F64  # any number that nobody else takes: "cloudcod"
 
 
@@ -177,6 +178,15 @@ def is_gone(error: Exception) -> bool:
     return error.connection_invalidated or (
         isinstance(error, OperationalError) and (state is None or state.startswith("57P"))
     )
+
+
+def is_unfit(error: BaseException | None) -> bool:
+    """Say whether the database can never take it: for what is in it, not for how things are now."""
+    if isinstance(error, OperationalError):  # psycopg's class for limits of PostgreSQL, too
+        return (getattr(error.orig, "sqlstate", None) or "").startswith(_TOO_LARGE)
+    if isinstance(error, DBAPIError):
+        return isinstance(error, DataError | IntegrityError)
+    return isinstance(error, ValueError | OverflowError)  # the driver's, of what it cannot write
 
 
 def _with_our_driver(url: URL) -> URL:

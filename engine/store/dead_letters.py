@@ -217,6 +217,7 @@ def _row(letter: RowMapping, revival: Revival, priority: int, now_ms: int) -> tu
         schedule_id=letter["schedule_id"],
         lane=revival.lane,
         policy=write_queued(revival.policy),
+        origin=letter["origin"],
     )
 
 

@@ -20,6 +20,12 @@ from engine.store.tables import (
     versions,
     wasm_modules,
 )
+from engine.store.vaulted import (
+    StoredConnection,
+    StoredSecret,
+    stored_connection,
+    stored_secret,
+)
 
 _TO_RUN: Final = (  # not the files: what runs is the program
     versions.c.id,
@@ -161,16 +167,14 @@ def _share(function: RowMapping, version: RowMapping, percent: int) -> StoredSha
     )
 
 
-def sealed_secrets(connection: Connection, project_id: str) -> dict[str, bytes]:
-    query = select(secrets.c.name, secrets.c.sealed).where(secrets.c.project_id == project_id)
-    return {row.name: row.sealed for row in connection.execute(query)}
+def all_secrets(connection: Connection, project_id: str) -> list[StoredSecret]:
+    query = select(secrets).where(secrets.c.project_id == project_id)
+    return [stored_secret(row) for row in connection.execute(query)]
 
 
-def connection_kinds(connection: Connection, project_id: str) -> dict[str, str]:
-    query = select(connections.c.name, connections.c.kind).where(
-        connections.c.project_id == project_id
-    )
-    return {row.name: row.kind for row in connection.execute(query)}
+def all_connections(connection: Connection, project_id: str) -> list[StoredConnection]:
+    query = select(connections).where(connections.c.project_id == project_id)
+    return [stored_connection(row) for row in connection.execute(query)]
 
 
 def device(

@@ -1,4 +1,4 @@
-"""Counts what waits: runs by project, queue, priority and state; jobs; schedules that are late.
+"""Counts what waits: runs by project, queue, priority and state; jobs; deliveries; late schedules.
 
 Path:   queue_gauges (every few seconds at most), api.admin -> here
 Never:  reads more than some ten thousand rows: a backlog of millions is "at least so many".
@@ -14,6 +14,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from engine.store.tables import (
     PARKED,
+    connection_gates,
+    deliveries,
     jobs,
     nodes,
     projects,
@@ -26,6 +28,9 @@ JOBS_MAX: Final = 10_000  # that are counted of a project and status
 LATE_MS: Final = 1_000  # a schedule that is overdue by less is only waiting for its turn
 PRIORITIES: Final = ("high", "default", "low")
 STATES: Final = ("queued", "delayed", "parked", "held")
+DELIVERIES_MAX: Final = 10_000  # that are counted of a state
+DELIVERY_STATES: Final = ("queued", "sending", "retrying", "held")
+GATES: Final = ("open", "half_open", "disabled")
 JOB_STATUSES: Final = (
     "queued", "succeeded", "failed", "dead_lettered", "cancelled", "skipped",
 )  # fmt: skip
@@ -67,6 +72,8 @@ class View:
     waiting: Sequence[Waiting]
     nodes: dict[str, int]  # by kind
     jobs: dict[str, int]  # by status
+    deliveries: dict[str, int]  # that have not ended, by state
+    gates: dict[str, int]  # connections that nothing passes, by why
     lag_ms: int  # of the schedule that is most overdue
 
 
@@ -81,6 +88,8 @@ def view(connection: Connection, now_ms: int) -> View:
         waiting=found,
         nodes={row.kind: row.rows for row in kinds},
         jobs=_jobs(connection),
+        deliveries=_deliveries(connection),
+        gates=_gates(connection),
         lag_ms=lag_ms if lag_ms > LATE_MS else 0,
     )
 
@@ -143,3 +152,25 @@ def _jobs(connection: Connection) -> dict[str, int]:
     query = select(each.c.status, func.sum(each.c.rows)).group_by(each.c.status)
     found = {status: int(rows) for status, rows in connection.execute(query)}
     return {word: found.get(word, 0) for word in JOB_STATUSES}
+
+
+def _deliveries(connection: Connection) -> dict[str, int]:
+    # From an index of states, and no further than the limit in each.
+    some = (
+        select(literal(1).label("one"))
+        .where(deliveries.c.state == state)
+        .limit(DELIVERIES_MAX)
+        .subquery()
+        for state in DELIVERY_STATES
+    )
+    counts = [select(func.count()).select_from(one).scalar_subquery() for one in some]
+    return dict(zip(DELIVERY_STATES, connection.execute(select(*counts)).one(), strict=True))
+
+
+def _gates(connection: Connection) -> dict[str, int]:
+    state = case(
+        (connection_gates.c.disabled.is_not(None), "disabled"), else_=connection_gates.c.breaker
+    ).label("state")
+    query = select(state, func.count().label("rows")).group_by(state)
+    found = {row.state: row.rows for row in connection.execute(query)}
+    return {word: found.get(word, 0) for word in GATES}

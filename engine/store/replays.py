@@ -6,6 +6,7 @@ Path:   engine.replays -> here; what is found goes to engine.reruns
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy import Connection, and_, select
 
 from engine.store.tables import events, executions
@@ -25,6 +26,14 @@ class Given:
     event: str | None  # its payload
     source: str | None
     received_ms: int | None
+    origin: str = ""  # see engine.intents
+
+
+class _Report(msgspec.Struct):
+    """What is needed of a record's report."""
+
+    root_id: str
+    origin: str = ""
 
 
 def ended_runs(connection: Connection, project_id: str, ids: Collection[str]) -> dict[str, Given]:
@@ -39,6 +48,7 @@ def ended_runs(connection: Connection, project_id: str, ids: Collection[str]) ->
             executions.c.device_id,
             executions.c.event_id,
             executions.c.input,
+            executions.c.report,
             events.c.payload.label("event"),
             events.c.source,
             events.c.received_ms,
@@ -48,4 +58,9 @@ def ended_runs(connection: Connection, project_id: str, ids: Collection[str]) ->
         .order_by(executions.c.id)
     )
     found = [dict(row) for row in connection.execute(query).mappings()]
-    return {row.pop("id"): Given(**row) for row in found}
+    return {row.pop("id"): Given(origin=_origin(row.pop("report")), **row) for row in found}
+
+
+def _origin(report: str) -> str:
+    told = msgspec.json.decode(report, type=_Report)
+    return told.origin or told.root_id

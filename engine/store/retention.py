@@ -34,12 +34,15 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from engine.store.gates import INLINE
 from engine.store.server_time import database_ms
 from engine.store.tables import (
     changes,
+    connection_gates,
     dead_letters,
     deliveries,
     delivery_attempts,
+    delivery_counts,
     events,
     executions,
     flow_marks,
@@ -476,6 +479,22 @@ def _old_marks(before_ms: int, now_ms: int) -> tuple[Table, ColumnElement[bool]]
     )
 
 
+def _old_gates(before_ms: int, _now_ms: int) -> tuple[Table, ColumnElement[bool]]:
+    # Only what says no more than a new one would; and what scripts' own credentials have left.
+    table = connection_gates.c
+    return connection_gates, and_(
+        table.next_ms < before_ms,
+        table.until_ms < before_ms,
+        or_(
+            and_(table.breaker == "closed", table.failures == 0, table.disabled.is_(None)),
+            and_(
+                table.connection.startswith(INLINE, autoescape=True),
+                func.coalesce(table.since_ms, 0) < before_ms,
+            ),
+        ),
+    )
+
+
 OWN: Final[Mapping[str, _Own]] = {
     "idempotency_keys": lambda before_ms, _: (
         idempotency_keys,
@@ -484,6 +503,11 @@ OWN: Final[Mapping[str, _Own]] = {
     "value_ids": lambda before_ms, _: (value_ids, value_ids.c.created_ms < before_ms),
     "changes": _old_changes,
     "flow_marks": _old_marks,
+    "connection_gates": _old_gates,
+    "delivery_counts": lambda before_ms, _: (
+        delivery_counts,
+        delivery_counts.c.window_ms < before_ms,
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -212,6 +213,7 @@ run_queue: Final = Table(
     Column("lane", Text),  # runs of one lane share a limit or an order: see engine.flow
     Column("position_ms", BigInteger),  # its place in an ordered lane
     Column("policy", Text),  # JSON of engine.policies.Queued; null: nothing special
+    Column("origin", Text),  # null: the root_id; see engine.intents
     Index("ix_run_queue_free", "project_id", "priority", "due_ms", "id",
           sqlite_where=text("node_id IS NULL"), postgresql_where=text("node_id IS NULL")),
     Index("ix_run_queue_node", "node_id", "id",
@@ -310,6 +312,7 @@ dead_letters: Final = Table(
     Column("error", Text),  # JSON
     Column("attempts", Integer, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("origin", Text),  # of the run; null: of an earlier release
     Index(None, "project_id", "id"),
 )
 
@@ -433,6 +436,7 @@ secrets: Final = Table(
     Column("name", Text, primary_key=True),
     Column("sealed", LargeBinary, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
+    Column("functions", Text),  # JSON list of the functions that may have it; null: all
 )
 
 connections: Final = Table(
@@ -444,6 +448,7 @@ connections: Final = Table(
     Column("sealed", LargeBinary, nullable=False),  # credentials
     Column("settings", Text, nullable=False),  # JSON
     Column("updated_ms", BigInteger, nullable=False),
+    Column("functions", Text),  # JSON list of the functions that may use it; null: all
 )
 
 # Bytes decide the order, as in SQLite and Python: other collations would break lists by prefix.
@@ -467,14 +472,19 @@ kv: Final = Table(
     ),
 )
 
+# Those that hold up younger ones of their line; what is held or has ended does not.
+_IN_ORDER: Final = text("ended_ms IS NULL AND line IS NOT NULL AND state <> 'held'")
+# Those that are queued, or retrying.
+_WAITS: Final = text("ended_ms IS NULL AND state <> 'held' AND state <> 'sending'")
+
 deliveries: Final = Table(
-    "deliveries",
+    "deliveries",  # one row for each intent: the id is made from it, see engine.intents
     metadata,
     Column("id", Text, primary_key=True),
     Column("project_id", Text, nullable=False),
-    Column("execution_id", Text, nullable=False),
+    Column("execution_id", Text, nullable=False),  # the first run that wanted it
     Column("position", Integer, nullable=False),  # 0, 1, ... among the run's deliveries
-    Column("connection", Text, nullable=False),
+    Column("connection", Text, nullable=False),  # its name; `inline:...`: see `sealed`
     Column("kind", Text, nullable=False),
     Column("payload", Text, nullable=False),  # JSON
     Column("state", Text, nullable=False),  # see engine.deliveries
@@ -483,10 +493,28 @@ deliveries: Final = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
     Column("node_id", Text),  # whose outbox has it; null: free for any node
+    # The defaults below are what rows of an earlier release have.
+    Column("function", Text),  # its name, as it was
+    Column("action", Text, nullable=False, server_default="send"),
+    Column("recipient", Text),  # whom it is for; null: nobody in particular
+    Column("line", Text),  # those of one line go one after the other; null: no order
+    Column("sealed", LargeBinary),  # credentials that the script gave, instead of a stored ones'
+    Column("base_attempts", Integer, nullable=False, server_default="0"),  # before it was resent
+    Column("cleared", Boolean, nullable=False, server_default=false()),  # by guard or by hand
+    Column("reason", Text),  # why it is held, cancelled, or failed after all
+    Column("message_id", Text),  # the provider's
+    Column("provider_status", Text),  # what the provider said afterwards, in its own word
+    Column("provider_ms", BigInteger),  # when
+    Column("provider_final", Text),  # delivered | failed: its last word; null: not said yet
+    Column("since_ms", BigInteger),  # when its schedule began; null: with it, at created_ms
     UniqueConstraint("execution_id", "position"),
-    Index(None, "project_id", "id"),
+    Index(None, "project_id", "created_ms", "id"),
     Index(None, "state", "next_ms"),
-)
+    Index("ix_deliveries_order", "project_id", "connection", "line", "created_ms",
+          "execution_id", "position", sqlite_where=_IN_ORDER, postgresql_where=_IN_ORDER),
+    Index("ix_deliveries_waiting", "project_id", "connection", "next_ms", "created_ms",
+          "execution_id", "position", sqlite_where=_WAITS, postgresql_where=_WAITS),
+)  # fmt: skip
 
 delivery_attempts: Final = Table(
     "delivery_attempts",
@@ -495,7 +523,33 @@ delivery_attempts: Final = Table(
     Column("attempt", Integer, primary_key=True),  # 1, 2, ...
     Column("at_ms", BigInteger, nullable=False),
     Column("took_ms", Integer, nullable=False),
-    Column("status", Integer),  # the provider's HTTP status
+    Column("status", Integer),  # the provider's HTTP status, or SMTP's
     Column("error", Text),
     Column("delivered", Boolean, nullable=False),
+    Column("message_id", Text),  # the provider's
+)
+
+delivery_counts: Final = Table(
+    "delivery_counts",  # for the cost guard: deliveries that were let through in an hour or a day
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("connection", Text, primary_key=True),
+    Column("recipient", Text, primary_key=True),  # `to:` and whom; empty: all of them
+    Column("window_ms", BigInteger, primary_key=True),  # where the clock hour or UTC day begins
+    Column("count", Integer, nullable=False),
+    Index(None, "window_ms"),
+)
+
+connection_gates: Final = Table(
+    "connection_gates",  # what all nodes must know before they send through a connection
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("connection", Text, primary_key=True),
+    Column("next_ms", BigInteger, nullable=False),  # the rate's next free place
+    Column("breaker", Text, nullable=False),  # closed | open | half_open
+    Column("until_ms", BigInteger, nullable=False),  # open: no attempt before; half_open: one
+    Column("failures", Integer, nullable=False),  # in a row, as far as they were written
+    Column("since_ms", BigInteger),  # of the first of these failures
+    Column("last_error", Text),
+    Column("disabled", Text),  # why nothing is sent until the operator enables it
 )

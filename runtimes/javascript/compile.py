@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 from tree_sitter import Node
 
+from runtimes.contract import SourceWarning
+from runtimes.javascript.credentials import WARNINGS_MAX, written_credentials
 from runtimes.javascript.erase import Walker
 from runtimes.javascript.link import Linker, Unit, wanted
 from runtimes.javascript.modules import Shape, ShapeReader
@@ -57,6 +59,7 @@ class Program:
 
     files: tuple[CompiledFile, ...]
     main: str
+    warnings: tuple[SourceWarning, ...] = ()
 
 
 def compile_program(files: Mapping[str, str], main: str) -> Program:
@@ -79,7 +82,12 @@ def compile_program(files: Mapping[str, str], main: str) -> Program:
         raise CompileError(main, 1, 1, f"there is no such file; {_listed(files)}")
     units = _read_all(files, main)
     linker = Linker(units)
-    return Program(files=tuple(_finish(unit, linker) for unit in units.values()), main=main)
+    warnings = [warning for unit in units.values() for warning in unit.warnings]
+    return Program(
+        files=tuple(_finish(unit, linker) for unit in units.values()),
+        main=main,
+        warnings=tuple(warnings[:WARNINGS_MAX]),
+    )
 
 
 def _check_name(name: str) -> None:
@@ -121,7 +129,9 @@ def _read(name: str, text: str, *, is_imported: bool) -> Unit:
     source = Source(name, text.removeprefix("\ufeff") if typed or is_module else text)
     words = "import" in text or "export" in text
     if not (typed or is_module or words):  # a classic script: no need to look closer
-        return Unit(source=source, root=None, shape=Shape(), typed=False, edits=[], uses={})
+        unit = Unit(source=source, root=None, shape=Shape(), typed=False, edits=[], uses={})
+        unit.warnings = written_credentials(source, None, is_classic=True)
+        return unit
     root = parse(source, typed=typed)
     if root.has_error:
         _check_syntax(root, source, typed=typed, is_module=is_module)
@@ -131,7 +141,9 @@ def _read(name: str, text: str, *, is_imported: bool) -> Unit:
     walker = Walker(source=source, typed=typed, in_module=shape.is_module, names=names)
     walker.run(root)
     edits = shape.edits + walker.edits
-    return Unit(source=source, root=root, shape=shape, typed=typed, edits=edits, uses=walker.uses)
+    unit = Unit(source=source, root=root, shape=shape, typed=typed, edits=edits, uses=walker.uses)
+    unit.warnings = written_credentials(source, root, is_classic=not shape.is_module)
+    return unit
 
 
 def _check_syntax(root: Node, source: Source, *, typed: bool, is_module: bool) -> None:

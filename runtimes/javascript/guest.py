@@ -24,9 +24,10 @@ __all__ = ["build", "initialise", "new_guest"]
 
 def _joined_prelude() -> str:
     here = files("runtimes.javascript")
-    names = sorted(p.name for p in (here / "prelude").iterdir() if p.name.endswith(".js"))
-    sources = [(here / "prelude" / name).read_text("utf-8") for name in names]
-    sources.append((here / "classic" / "thethings.js").read_text("utf-8"))
+    sources = []
+    for part in ("prelude", "classic"):
+        names = sorted(p.name for p in (here / part).iterdir() if p.name.endswith(".js"))
+        sources += [(here / part / name).read_text("utf-8") for name in names]
     body = "\n".join(sources)
     tail = "return { pump, take, define, ready, shared };"
     return f"(function (emit) {{ 'use strict';\n{body}\n{tail} }})\n//# sourceURL=cloudcode:prelude"
@@ -44,7 +45,7 @@ class BuildHeader(msgspec.Struct, frozen=True, kw_only=True):
 class LoadHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What stands before the program, which is JSON of `Program`."""
 
-    bindings: dict[str, Any]  # {"variables": {..}, "secrets": {..}, "connections": {name: kind}}
+    bindings: dict[str, Any]  # {variables: {..}, secrets: {..}, connections: {name: {kind, ..}}}
     memory_mb: int
     now_ms: int
 

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from tree_sitter import Node
 
+from runtimes.contract import SourceWarning
 from runtimes.javascript.erase import Use
 from runtimes.javascript.modules import Binding, Kind, Request, Shape
 from runtimes.javascript.source import CompileError, Edit, Source
@@ -51,6 +52,7 @@ class Unit:
     edits: list[Edit]
     uses: dict[str, list[Use]]
     targets: dict[int, str] = field(default_factory=dict)  # number of the request -> file
+    warnings: list[SourceWarning] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

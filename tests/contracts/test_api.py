@@ -67,7 +67,7 @@ async def test_a_version_takes_over_what_it_does_not_say(project: Project) -> No
     second = await project.develop.ok("GET", "/v1/functions/alarm/versions/2")
     versions = await project.operate.items("/v1/functions/alarm/versions")
 
-    assert made == {"version": 2, "handlers": ["job"], "deployed": False}
+    assert made == {"version": 2, "handlers": ["job"], "deployed": False, "warnings": []}
     assert second["limits"] == {"cpu_ms": 500}
     assert second["variables"] == {"A": "3"}
     assert [(one["version"], one["live_percent"]) for one in versions] == [(2, 0), (1, 100)]
@@ -208,7 +208,7 @@ async def test_secrets_and_connections_come_never_out(project: Project) -> None:
     secrets = await project.operate.call("GET", "/v1/secrets")
     connections = await project.operate.call("GET", "/v1/connections")
     made = await project.function("uses", ECHO, secrets=["TOKEN"])
-    await project.develop.ok("DELETE", "/v1/secrets/TOKEN")
+    await project.develop.ok("DELETE", "/v1/secrets/TOKEN?force=true")
     await project.develop.ok("DELETE", "/v1/connections/HOOK")
 
     assert [one["name"] for one in secrets.json()["items"]] == ["TOKEN"]

@@ -206,7 +206,7 @@ async def test_a_wrong_query_is_refused(shared: Project, query: str) -> None:
         ("DELETE", "/v1/functions/none?wrong=1", "there are none here"),
         ("POST", "/v1/schedules/none/trigger?wrong=1", "known are device, force"),
         ("POST", "/v1/admin/tickets/reissue?wrong", "there are none here"),
-        ("PUT", "/v1/secrets/NONE?wrong=1", "there are none here"),
+        ("PUT", "/v1/secrets/NONE?wrong=1", "known are force"),
         ("PATCH", "/v1/schedules/none?wrong=1", "there are none here"),
     ],
 )
@@ -311,7 +311,12 @@ SCOPED = {
     ("GET", "/v1/secrets"): READ, ("DELETE", "/v1/secrets/X"): DEVELOP,
     ("PUT", "/v1/connections/X"): DEVELOP, ("GET", "/v1/connections"): READ,
     ("DELETE", "/v1/connections/X"): DEVELOP, ("GET", "/v1/deliveries"): READ,
+    ("GET", "/v1/connections/X"): READ, ("POST", "/v1/connections/X/test"): READ,
+    ("POST", "/v1/connections/X/enable"): READ, ("GET", "/v1/connectors"): READ,
+    ("GET", "/v1/connectors/x"): READ,
     ("GET", "/v1/deliveries/x"): READ, ("POST", "/v1/deliveries/x/resend"): OPERATE,
+    ("POST", "/v1/deliveries/x/cancel"): OPERATE, ("POST", "/v1/deliveries/x/hold"): OPERATE,
+    ("POST", "/v1/deliveries/x/release"): OPERATE, ("POST", "/v1/deliveries:bulk"): OPERATE,
     ("GET", "/v1/kv/x"): READ, ("GET", "/v1/kv/x/y"): READ,
     ("PUT", "/v1/kv/x/y"): OPERATE, ("DELETE", "/v1/kv/x/y"): OPERATE,
     ("GET", "/v1/jobs"): READ, ("GET", "/v1/jobs/x"): READ, ("DELETE", "/v1/jobs/x"): READ,
@@ -325,6 +330,7 @@ SCOPED = {
     ("GET", "/v1/admin/nodes"): set(), ("GET", "/v1/admin/queues"): set(),
     ("GET", "/v1/admin/stuck"): set(), ("POST", "/v1/admin/release"): set(),
     ("POST", "/v1/admin/tickets/reissue"): set(),
+    ("POST", "/v1/admin/master-key/rotate"): set(),
 }  # fmt: skip
 
 

@@ -152,7 +152,9 @@ async def test_a_version_takes_over_the_options_it_does_not_say(project: Project
         await project.develop.ok("GET", f"{path}/{number}") for number in (1, 2, 3)
     ]
 
-    assert made == {"version": 2, "handlers": ["job", "fetch"], "deployed": True}
+    assert made == {
+        "version": 2, "handlers": ["job", "fetch"], "deployed": True, "warnings": [],
+    }  # fmt: skip
     assert (first["args"], second["args"], third["args"]) == (["-", "größe"], [], [])
     assert (first["io"], second["io"], third["io"]) == ("text", "text", "json")
     assert (second["exports"]["handle"], third["exports"]["handle"]) == ("redact", "handle")

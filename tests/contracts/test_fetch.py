@@ -13,8 +13,11 @@ import pytest
 from engine.egress import Egress, EgressRefused
 from engine.errors import HostCallRefused
 from engine.hostcalls.fetch import Fetch
+from engine.redaction import redaction_of
 from runtimes.contract import Limits
 from tests.standins.http_server import HttpServer, Received, answer, http_server
+
+VALUE = "s3cr3t-value-of-some-length"
 
 
 @dataclass
@@ -262,3 +265,23 @@ async def test_hostile_arguments_are_refused(fetch: Fetch, asked: Any) -> None:
     """Always with HostCallRefused, which the guest can catch; never with a crash of ours."""
     with pytest.raises(HostCallRefused):
         await fetch.call(ARun(version=AVersion(("h", "127.0.0.1"))), asked, 0)
+
+
+@pytest.mark.parametrize("field", ["url", "method"])
+async def test_a_refusal_can_be_told_without_the_secret_that_it_cuts(
+    fetch: Fetch, field: str
+) -> None:
+    """It quotes the first characters of a URL or a method; the cut falls into the value."""
+    redaction = redaction_of({"TOKEN": VALUE})
+    asked = {"url": "http://h:x/" + "x" * 180 + VALUE}
+    if field == "method":
+        asked = {"url": "http://h/", "method": "(" * 20 + VALUE}
+
+    with pytest.raises(HostCallRefused) as refused:
+        await fetch.call(ARun(), asked, 0)
+
+    assert redaction is not None
+    told = redaction.refusal(str(refused.value), msgspec.json.encode(asked).decode())
+    assert VALUE[:4] in str(refused.value)
+    assert VALUE[:4] not in told
+    assert "x[secret TOKEN]'" in told or "([secret TOKEN]'" in told

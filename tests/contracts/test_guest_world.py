@@ -346,7 +346,7 @@ def test_env_has_variables_secrets_and_connections(world: World) -> None:
     )
 
     assert [world.ask(name) for _ in "12"] == [
-        ["30", "s3cret ü", "slack", "function", False, None]
+        ["30", "[secret GW_SECRET]", "slack", "function", False, None]
     ] * 2
 
 

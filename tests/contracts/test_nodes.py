@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from engine import nodes as nodes_module
 from engine.nodes import Nodes
 from engine.store import nodes as store
 from engine.store.changes import note_change, noted_after
 from engine.store.database import Database
+from engine.store.deliveries import delivery_row
 from engine.store.journal import Commit, Journal, LeaseLost
 from engine.store.run_queue import claim, queue_row, soonest
 from engine.store.tables import deliveries, kv, projects, run_queue
@@ -211,15 +212,24 @@ async def test_runs_of_nodes_that_are_gone_are_freed(database: Database) -> None
     assert owners(database) == {"stray": None, "parked": "parked", "mine": "a"}
 
 
+def become(connection: Connection, delivery_id: str, state: str) -> None:
+    mine = update(deliveries).where(deliveries.c.id == delivery_id)
+    connection.execute(mine.values(state=state))
+
+
 async def test_deliveries_of_a_dead_node_are_adopted_once(database: Database) -> None:
     """What it was sending is told apart: whether that arrived is not known."""
     async with node(database, "a") as one, node(database, "b") as other:
         states = ("queued", "sending", "delivered")
         for at, state in enumerate(states):
-            row = (f"d{at}", "prj", "exe", at, "c", "k", "{}", state, 0, 0, NOW_MS, None, "dead")
+            row = delivery_row(
+                delivery_id=f"d{at}", project_id="prj", execution_id="exe", position=at,
+                connection="c", kind="k", payload="{}", now_ms=NOW_MS, node_id="dead",
+            )  # fmt: skip
             commit = Commit()
-            commit.insert(deliveries, row)
+            commit.insert_new(deliveries, row)
             await one.commit(commit)
+            await one.run(become, f"d{at}", state)
         await one.run(store.register, store.NewNode(
             id="dead", kind="serve", host="h", pid=1, release="1", now_ms=NOW_MS))  # fmt: skip
 

@@ -1,140 +1,38 @@
 """The outbox on a real database, against the Slack stand-in and a webhook receiver."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from ipaddress import ip_network
-from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 
+from engine.clock import wall_clock
 from engine.connectors import CONNECTORS
-from engine.deliveries import ATTEMPTS_MAX, State
-from engine.egress import Egress
-from engine.errors import Conflict, NotFound
-from engine.ids import new_id
+from engine.deliveries import State
+from engine.errors import NotFound
 from engine.lanes import LaneLimits
-from engine.outbox import INTERRUPTED, Outbox
-from engine.store import deliveries as store
+from engine.outbox import INTERRUPTED
 from engine.store import vaulted
-from engine.store.database import Database
-from engine.store.deliveries import Attempt, Delivery
-from engine.store.journal import Commit, Journal
-from engine.store.tables import deliveries, projects
-from engine.vault import Vault, connection_context
+from engine.store.deliveries import Attempt
+from engine.store.delivery_actions import Action
+from engine.store.turns import claim
+from engine.vault import Vault
 from examples.slack_stand_in import SlackStandIn, Trouble
 from tests.standins.http_server import Received, answer, http_server
-
-NOW = 1_700_000_000_000
-PROJECT = "prj_1"
-
-
-@dataclass
-class ManualClock:
-    now_ms: int = NOW
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
-@dataclass
-class World:
-    """A database with a project, and an outbox that has not started."""
-
-    database: Database
-    journal: Journal
-    egress: Egress
-    vault: Vault = field(default_factory=lambda: Vault(bytes(32)))
-    clock: ManualClock = field(default_factory=ManualClock)
-
-    def outbox(self, **more: Any) -> Outbox:
-        return Outbox(
-            self.database,
-            self.journal,
-            self.vault,
-            self.egress,
-            clock=self.clock,
-            rng=Random(1),
-            **more,
-        )
-
-    async def connect(self, name: str, kind: str, credentials: dict[str, Any]) -> None:
-        sealed = self.vault.seal(
-            msgspec.json.encode(credentials), context=connection_context(PROJECT, name)
-        )
-        await self.journal.run(
-            vaulted.put_connection,
-            project_id=PROJECT,
-            name=name,
-            kind=kind,
-            sealed=sealed,
-            settings="{}",
-            now_ms=NOW,
-        )
-
-    async def queue(self, name: str, count: int = 1, kind: str = "slack") -> list[str]:
-        """Commit `count` deliveries as a run would."""
-        commit = Commit()
-        ids = [new_id("dlv") for _ in range(count)]
-        execution_id = new_id("exe")
-        for position, delivery_id in enumerate(ids):
-            row = store.delivery_row(
-                delivery_id=delivery_id,
-                project_id=PROJECT,
-                execution_id=execution_id,
-                position=position,
-                connection=name,
-                kind=kind,
-                payload=f'{{"text":"{name} {position}"}}',
-                now_ms=self.clock.now_ms,
-            )
-            commit.insert(deliveries, row)
-        await self.journal.commit(commit)
-        return ids
-
-    async def look(self, delivery_id: str) -> tuple[Delivery, list[Attempt]]:
-        delivery, _, attempts = await self.database.read(store.get, PROJECT, delivery_id)
-        return delivery, attempts
-
-    async def states(self) -> set[State]:
-        items, _ = await self.database.read(store.page, PROJECT, limit=10_000)
-        return {item.state for item in items}
+from tests.standins.outbox_world import NOW, PROJECT, World, opened_world, started
 
 
 @pytest.fixture
 async def world(database_url: str) -> AsyncIterator[World]:
     """On each kind of database."""
-    database = Database(database_url)
-    database.migrate()
-    journal = Journal(database)
-    egress = Egress([ip_network("127.0.0.0/8")])
-    commit = Commit()
-    commit.insert(projects, (PROJECT, "one", NOW))
-    await journal.commit(commit)
-    yield World(database, journal, egress)
-    await egress.close()
-    await journal.close()
-    database.close()
+    async with opened_world(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
 def slack() -> Iterator[SlackStandIn]:
     with SlackStandIn() as stand_in:
         yield stand_in
-
-
-@asynccontextmanager
-async def started(outbox: Outbox) -> AsyncIterator[Outbox]:
-    async with asyncio.timeout(20):
-        await outbox.start()
-        try:
-            yield outbox
-        finally:
-            await outbox.close()
 
 
 async def test_a_delivery_arrives_once_and_says_so(world: World, slack: SlackStandIn) -> None:
@@ -175,15 +73,13 @@ async def test_a_failing_provider_is_tried_again_later(world: World, slack: Slac
         outbox.notice([delivery_id])
         await outbox.drain()
         first, _ = await world.look(delivery_id)
-        world.clock.now_ms += 1_000
-        await outbox.drain()
-        world.clock.now_ms += 4_000
-        await outbox.drain()
+        await world.pass_ms(1_200, outbox)
+        await world.pass_ms(6_000, outbox)
 
     delivery, attempts = await world.look(delivery_id)
     assert first.state is State.RETRYING
-    assert first.last_error == "HTTP 500: rollup_error"
-    assert NOW <= (first.next_attempt_ms or 0) <= NOW + 1_000
+    assert "rollup_error" in (first.last_error or "")
+    assert NOW + 800 <= (first.next_attempt_ms or 0) <= NOW + 1_200
     assert delivery.state is State.DELIVERED
     assert [attempt.status for attempt in attempts] == [500, None, 200]
     assert len(slack.messages) == 1
@@ -191,17 +87,11 @@ async def test_a_failing_provider_is_tried_again_later(world: World, slack: Slac
 
 async def test_the_timer_wakes_it_for_a_retry(world: World, slack: SlackStandIn) -> None:
     """With a real clock nobody has to call: the retry comes by itself."""
-    await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url})
+    soon = {"waits_s": [0.05]}
+    world.clock.now_ms = wall_clock()  # as old as it was, it would not be tried again
+    await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url}, retries=soon)
     slack.then(Trouble(500, "rollup_error"))
-    outbox = Outbox(
-        world.database,
-        world.journal,
-        world.vault,
-        world.egress,
-        clock=lambda: time.time_ns() // 1_000_000,
-        rng=_Shortest(),
-    )
-    async with started(outbox):
+    async with started(world.outbox(clock=wall_clock)) as outbox:
         outbox.notice(await world.queue("ALERTS"))
         while not slack.messages:
             await asyncio.sleep(0.01)
@@ -212,20 +102,21 @@ async def test_the_timer_wakes_it_for_a_retry(world: World, slack: SlackStandIn)
 async def test_eight_attempts_are_the_most(world: World, slack: SlackStandIn) -> None:
     """Then it has failed, and can be sent again by hand."""
     await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url})
-    slack.then(*[Trouble(500, "rollup_error")] * ATTEMPTS_MAX)
+    slack.then(*[Trouble(500, "rollup_error")] * 8)
     async with started(world.outbox()) as outbox:
         (delivery_id,) = await world.queue("ALERTS")
         outbox.notice([delivery_id])
-        for _ in range(ATTEMPTS_MAX + 2):
-            await outbox.drain()
-            world.clock.now_ms += 3_600_000
+        await outbox.drain()
+        for _ in range(9):
+            await world.pass_ms(4_400_000, outbox)
         failed, attempts = await world.look(delivery_id)
-        await world.journal.run(store.resend, PROJECT, delivery_id, world.clock.now_ms)
+        await world.act(Action.RESEND, delivery_id)
         outbox.notice([delivery_id])
         await outbox.drain()
 
     delivery, _ = await world.look(delivery_id)
     assert (failed.state, failed.attempts, len(attempts)) == (State.FAILED, 8, 8)
+    assert failed.reason == "given up after 8 attempts, the most there are"
     assert (delivery.state, delivery.attempts) == (State.DELIVERED, 9)
 
 
@@ -239,7 +130,8 @@ async def test_a_permanent_error_is_not_tried_again(world: World, slack: SlackSt
         await outbox.drain()
 
     delivery, _ = await world.look(delivery_id)
-    assert (delivery.state, delivery.last_error) == (State.FAILED, "HTTP 410: channel_is_archived")
+    assert delivery.state is State.FAILED
+    assert "channel_is_archived" in (delivery.last_error or "")
 
 
 @pytest.mark.slow
@@ -311,7 +203,7 @@ async def test_a_deleted_connection_fails_its_deliveries(world: World, slack: Sl
         await outbox.drain()
         failed, _ = await world.look(delivery_id)
         await world.connect("GONE", "slack", {"webhook_url": slack.webhook_url})
-        await world.journal.run(store.resend, PROJECT, delivery_id, NOW)
+        await world.act(Action.RESEND, delivery_id)
         outbox.notice([delivery_id])
         await outbox.drain()
 
@@ -333,6 +225,7 @@ async def test_a_connection_of_another_kind_is_not_used(world: World) -> None:
     delivery, _ = await world.look(delivery_id)
     assert delivery.state is State.FAILED
     assert "now a connection to webhook" in (delivery.last_error or "")
+    assert "PUT /v1/connections/ALERTS as one to slack again" in (delivery.last_error or "")
 
 
 async def test_credentials_of_another_key_fail_with_the_remedy(world: World) -> None:
@@ -353,11 +246,11 @@ async def test_what_a_crash_left_in_sending_is_taken_up(world: World, slack: Sla
     """At least once, in this one window, and the log says that it may have arrived."""
     await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url})
     ids = await world.queue("ALERTS", 3)
-    await world.journal.run(store.claim, ids[:1], None)
+    outbox = world.outbox()
+    await world.journal.run(claim, ids[:1], None, NOW, outbox.sending_of)
 
-    async with started(world.outbox()) as outbox:
-        world.clock.now_ms += 1_000
-        await outbox.drain()
+    async with started(outbox):
+        await world.pass_ms(1_200, outbox)
 
     delivery, attempts = await world.look(ids[0])
     assert outbox.counts.recovered == 1
@@ -436,37 +329,6 @@ async def test_a_retry_far_away_is_found_again(world: World, slack: SlackStandIn
     assert len(slack.messages) == 1
 
 
-async def test_lists_are_paged_and_filtered(world: World) -> None:
-    """Newest first; and another project sees nothing."""
-    ids = await world.queue("A", 3) + await world.queue("B", 2)
-    read = world.database.read
-
-    first, cursor = await read(store.page, PROJECT, limit=2)
-    second, end = await read(store.page, PROJECT, limit=3, before=cursor)
-    only_a, _ = await read(store.page, PROJECT, name="A", state=State.QUEUED, limit=50)
-    of_run, _ = await read(store.page, PROJECT, execution_id=first[0].execution_id, limit=50)
-    others, _ = await read(store.page, "prj_2", limit=50)
-
-    assert [item.id for item in first + second] == sorted(ids, reverse=True)
-    assert end is None
-    assert {item.id for item in only_a} == set(ids[:3])
-    assert {item.id for item in of_run} == set(ids[3:])
-    assert others == []
-    with pytest.raises(NotFound):
-        await read(store.get, "prj_2", ids[0])
-
-
-async def test_a_resend_of_one_that_is_being_sent_is_a_conflict(world: World) -> None:
-    """And one of another project is not found."""
-    ids = await world.queue("A", 1)
-    await world.journal.run(store.claim, ids, None)
-
-    with pytest.raises(Conflict):
-        await world.journal.run(store.resend, PROJECT, ids[0], NOW)
-    with pytest.raises(NotFound):
-        await world.journal.run(store.resend, "prj_2", ids[0], NOW)
-
-
 async def test_secrets_and_connections_are_kept_sealed(world: World) -> None:
     """Put twice is replace; each project has its own; delete says when there is nothing."""
     run, read = world.journal.run, world.database.read
@@ -482,7 +344,7 @@ async def test_secrets_and_connections_are_kept_sealed(world: World) -> None:
     assert b"https" not in stored.sealed
     assert "sealed" not in repr(stored)
     assert [name.name for name in names] == ["A"]
-    assert values == {"A": b"two"}
+    assert {name: value.sealed for name, value in values.items()} == {"A": b"two"}
     assert [one.name for one in await read(vaulted.list_connections, PROJECT, limit=5)] == ["B"]
     await run(vaulted.delete_secret, PROJECT, "A")
     await run(vaulted.delete_connection, PROJECT, "B")
@@ -490,10 +352,3 @@ async def test_secrets_and_connections_are_kept_sealed(world: World) -> None:
         await run(vaulted.delete_secret, PROJECT, "A")
     with pytest.raises(NotFound):
         await read(vaulted.get_connection, PROJECT, "B")
-
-
-class _Shortest(Random):
-    """Chance that always takes 20 ms, so that a test with a real clock is quick."""
-
-    def randint(self, a: int, b: int) -> int:
-        return min(b, 20)

@@ -24,12 +24,12 @@ import pytest
 from engine.builder import Builder
 from engine.bundles import check_options
 from engine.programs import Recipe
-from examples.slack_stand_in import SlackStandIn
 from runtimes.contract import Runtime, ToCell, packed
 from sandbox.supervisor import Sandbox
 from tests.contracts.guests.kinds import KINDS, REACTOR, Kind, module
 from tests.standins.cell_listener import Listener, sandbox  # noqa: F401 - a fixture
 from tests.standins.http_server import Received, answer, http_server
+from tests.standins.providers import twilio
 
 CALM = {"cpu_ms": 2_000, "wall_ms": 20_000}  # two cores are shared with whatever else runs
 LIMITS = {
@@ -45,16 +45,17 @@ EVENT_FIELDS = {
     "id", "type", "source", "time", "receivedAt", "deviceId", "deviceType", "data", "metadata",
 }  # fmt: skip
 AT_ONCE = 64
+TO = "+15005550010"
 _numbers = itertools.count()
 
 
 class Guest:
     """One kind of guest on the engine: deployed with each set of limits when it is first asked."""
 
-    def __init__(self, engine: Any, kind: Kind, slack: SlackStandIn) -> None:
+    def __init__(self, engine: Any, kind: Kind, sms: twilio.StandIn) -> None:
         self.engine = engine
         self.kind = kind
-        self.slack = slack
+        self.sms = sms
         self._deployed: set[str] = set()
 
     def function(self, limits: str = "calm", **fields: Any) -> str:
@@ -139,17 +140,16 @@ class Guest:
 
 
 @pytest.fixture(scope="module")
-def slack() -> Iterator[SlackStandIn]:
-    with SlackStandIn() as running:
+def sms() -> Iterator[twilio.StandIn]:
+    with twilio.StandIn() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def guests(engine: Any, slack: SlackStandIn) -> dict[str, Guest]:
+def guests(engine: Any, sms: twilio.StandIn) -> dict[str, Guest]:
     engine.ok("PUT", "/v1/secrets/RT_SECRET", {"value": "s3cret ü"})
-    credentials = {"webhook_url": slack.webhook_url}
-    engine.ok("PUT", "/v1/connections/RT_SLACK", {"kind": "slack", "credentials": credentials})
-    return {kind.name: Guest(engine, kind, slack) for kind in KINDS}
+    engine.ok("PUT", "/v1/connections/RT_SMS", sms.connection())
+    return {kind.name: Guest(engine, kind, sms) for kind in KINDS}
 
 
 @pytest.fixture
@@ -408,10 +408,10 @@ def test_chance_differs_between_runs(guest: Guest) -> None:
 
 @on_every("env")
 def test_variables_and_secrets_are_in_env(guest: Guest) -> None:
-    """And nothing that was not asked for."""
+    """And nothing that was not asked for. Its name stands where the secret's own value would."""
     names = ["RT_PLAIN", "RT_EMPTY", "RT_SECRET", "PATH"]
 
-    assert guest.ask({"do": "env", "names": names}) == ["dreißig", "", "s3cret ü", None]
+    assert guest.ask({"do": "env", "names": names}) == ["dreißig", "", "[secret RT_SECRET]", None]
 
 
 @on_every("WASI")
@@ -468,21 +468,58 @@ def test_a_run_lists_the_devices_of_its_product(guest: Guest) -> None:
     assert {other["name"], device["name"]} <= set(run["result"])
 
 
-@on_every("connections")
+def send(body: str, **fields: Any) -> dict[str, Any]:
+    return {"do": "send", "connection": "RT_SMS", "message": {"to": TO, "body": body} | fields}
+
+
+@on_every()
 def test_a_message_is_sent_once_it_succeeded(guest: Guest) -> None:
     """And never, if it did not."""
     said, unsaid = (f"rt {guest.kind.name} {word}" for word in ("said", "unsaid"))
-    send = {"do": "send", "connection": "RT_SLACK"}
 
-    guest.fail([send | {"message": {"text": unsaid}}, {"do": "fail", "message": "x"}])
-    run = guest.run(send | {"message": {"text": said}})
+    guest.fail([send(unsaid), {"do": "fail", "message": "x"}])
+    run = guest.run(send(said))
 
     (effect,) = run["effects"]
-    guest.engine.until(lambda: said in [message["text"] for message in guest.slack.messages])
-    texts = [message["text"] for message in guest.slack.messages]
-    assert (effect["kind"], effect["connection"]) == ("delivery", "RT_SLACK")
+    guest.engine.until(lambda: said in [message["Body"] for message in guest.sms.accepted])
+    texts = [message["Body"] for message in guest.sms.accepted]
+    assert (effect["kind"], effect["connection"]) == ("delivery", "RT_SMS")
     assert effect["id"] == run["result"]
     assert (texts.count(said), texts.count(unsaid)) == (1, 0)
+
+
+@on_every()
+def test_a_message_that_the_provider_would_refuse_is_refused_at_once(guest: Guest) -> None:
+    """The error names the field, or the connection; the run can go on, and sends nothing."""
+    no_body = attempt(send("", to="0170 1234567"))
+    no_connection = attempt(send("x") | {"connection": "RT_NONE"})
+
+    run = guest.run([no_body, no_connection])
+
+    first, second = (step["error"] for step in run["result"])
+    assert "to" in first["message"]
+    assert "RT_NONE" in second["message"] or "undefined" in second["message"]
+    assert run["effects"] == []
+
+
+@on_every("any host call")
+def test_credentials_that_a_module_brings_are_not_seen_again(guest: Guest) -> None:
+    """Not in the record of what it asked, nor in its log, which warns of them."""
+    ses = {"access_key_id": "AKIAIOSFODNN7EXAMPLE", "region": "eu-nowhere-1"}  # no such region
+    ses["secret_access_key"] = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
+    message = {"from": "a@example.com", "to": "b@example.com", "subject": "s", "text": "t"}
+    asked = {"kind": "mail", "credentials": {"ses": ses}, "message": message}
+    step = {"do": "call", "operation": "connection.send", "arguments": asked}
+
+    run = guest.run([step, step])
+
+    ((level, text),) = guest.log(run)
+    names = {effect["connection"] for effect in run["effects"]}
+    assert (run["status"], len(run["effects"]), len(names)) == ("succeeded", 2, 1)
+    assert names.pop().startswith("inline:mail:")
+    assert [call[1]["credentials"] for call in run["transcript"]] == ["[not shown]"] * 2
+    assert (level, "PUT /v1/connections/EMAIL" in text) == ("warn", True)
+    assert ses["secret_access_key"] not in json.dumps(run | {"input": None})
 
 
 async def _mirror(received: Received) -> bytes:
@@ -690,7 +727,7 @@ ENDS = {
     "memory": ("small", {"do": "allocate"}, "memory_exceeded", "memory_mb", 16),
 }
 HERE = {"id": "$"}  # becomes the test's device
-_SEND = {"do": "send", "connection": "RT_SLACK", "message": {"text": "never"}}
+_SEND = send("never")
 _FETCH = attempt({"do": "fetch", "url": "http://elsewhere.example/"})
 EXCESSES = {
     "output": ({"do": "text", "length": 2**20}, "output_exceeded", "output_bytes", 2**20),
@@ -743,8 +780,6 @@ def test_a_stopped_run_harms_nobody(guest: Guest, device: dict[str, Any], end: s
 def test_too_much_ends_a_run(guest: Guest, device: dict[str, Any], excess: str) -> None:
     """By the limit's name and number; nothing that it wrote is stored."""
     step, status, name, most = EXCESSES[excess]
-    if excess == "deliveries" and "connections" in guest.kind.lacks:
-        pytest.skip(f"{guest.kind.name}: {guest.kind.lacks['connections']}")
     if excess == "keys" and "kv" in guest.kind.lacks:
         pytest.skip(f"{guest.kind.name}: {guest.kind.lacks['kv']}")
     for_device = json.loads(json.dumps(step).replace('"$"', json.dumps(device["id"])))

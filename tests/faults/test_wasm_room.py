@@ -14,6 +14,9 @@ from tests.conftest import Engine
 from tests.faults.test_cell_killed import zygote_of
 from tests.journeys.test_wasm_programs import DRAWING, program
 
+# Its runs have CPU and wall time to the millisecond, and the machine's memory for themselves.
+pytestmark = pytest.mark.alone
+
 # Takes all the memory that it can get, and then waits for 300 ms.
 HUNGRY = r"""
 (module

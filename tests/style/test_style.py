@@ -44,7 +44,7 @@ HOMES: Final[Mapping[str, tuple[str, ...]]] = {
     "alembic": ("engine/store/",),
     "psycopg": ("engine/store/",),
     "httpcore": ("engine/egress.py",),
-    "cryptography": ("engine/vault.py",),
+    "cryptography": ("engine/vault.py", "engine/connectors/"),  # the latter: signatures
     "redis": ("jobs/",),
     "rq": ("jobs/",),
     "croniter": ("jobs/",),

@@ -261,3 +261,17 @@ def test_a_batch_that_failed_comes_again_whole(outcome: Outcome) -> None:
     asked = verdicts(batch_that_said('{"retry":[]}', outcome))
 
     assert asked == {"exe_1": RetryAsked(), "exe_2": RetryAsked()}
+
+
+def test_a_batch_has_an_origin_of_its_own(desk: Desk) -> None:
+    """Of its messages: others of the same run are another one, and these again the same."""
+    version = version_with(max_batch_size=2)
+    first, second, third, fourth = (
+        {"origin": f"via_{'0' * 31}{number}"} for number in range(4)
+    )  # what one run has caused
+
+    for fields in (first, second, third, fourth, second, first):
+        desk.batches.add(message(version, **fields))
+
+    one, other, again = (batch.origin for batch in desk.sent)
+    assert one == again != other

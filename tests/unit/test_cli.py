@@ -272,6 +272,22 @@ def test_deploy_makes_a_function(api: Api, tmp_path: Path) -> None:
     ]
 
 
+def test_deploy_prints_the_warnings_of_the_upload(api: Api, tmp_path: Path) -> None:
+    """On stderr, with their place; a script's output stays what it was."""
+    file = tmp_path / "alarm.js"
+    file.write_text("function main() {}", encoding="utf-8")
+    warning = {"file": "alarm.js", "line": 2, "column": 7, "message": "store it as a connection"}
+    made = {"name": "alarm", "version": 1, "handlers": ["main"], "deployed": True}
+    api.answer("GET /v1/functions/alarm", 404, NOT_FOUND)
+    api.answer("POST /v1/functions", 201, made | {"warnings": [warning]})
+
+    ran = cloudcode("deploy", str(file), url=api.url)
+
+    assert ran.code == 0
+    assert ran.out.splitlines() == ["alarm version 1 is live", "handlers: main"]
+    assert ran.err.splitlines() == ["warning: alarm.js:2:7: store it as a connection"]
+
+
 def test_deploy_again_uploads_a_version_and_keeps_the_trigger(api: Api, tmp_path: Path) -> None:
     """The second deploy adds a version; a trigger that is there already is not added again."""
     file = tmp_path / "hello.js"

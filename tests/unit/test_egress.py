@@ -229,6 +229,51 @@ async def test_cookies_are_not_kept() -> None:
         assert "cookie" not in server.received[1].headers
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "169.254.169.254"])
+async def test_a_socket_to_a_forbidden_address_is_refused(closed: Egress, host: str) -> None:
+    """What is not HTTP goes through the same check, with the same remedy."""
+    async with http_server(says_hello) as server:
+        with pytest.raises(EgressRefused, match=r"CLOUDCODE_EGRESS_ALLOW=\S+/(32|128)"):
+            await closed.open_socket(host, server.port, timeout_ms=1_000)
+
+        assert server.connections == 0
+    assert closed.blocked == {"address": 1}
+
+
+async def test_a_socket_goes_to_the_first_address_that_answers() -> None:
+    """One lookup; a forbidden address is left out, a dead one is passed over."""
+    names = Names(mail_test=[["10.0.0.1", "127.0.0.2", "127.0.0.1"], ["10.0.0.1"]])
+
+    async with http_server(says_hello) as server, _closing(LOCAL, names) as egress:
+        opened = await egress.open_socket("mail.test", server.port, timeout_ms=1_000)
+        with opened:
+            peer = opened.getpeername()
+
+        assert peer == ("127.0.0.1", server.port)
+    assert names.asked == ["mail.test"]
+
+
+async def test_a_socket_that_cannot_be_opened_says_why() -> None:
+    """A closed port, an unknown name and a slow name server: all worth another try."""
+
+    async def never(_host: str, _port: int) -> Sequence[str]:
+        await asyncio.sleep(60)
+        return []
+
+    async with http_server(says_hello) as server:
+        port = server.port
+    async with _closing(LOCAL) as egress:
+        with pytest.raises(EgressFailed) as connect:
+            await egress.open_socket("127.0.0.1", port, timeout_ms=1_000)
+        with pytest.raises(EgressFailed) as dns:
+            await egress.open_socket("does-not-exist.invalid", port, timeout_ms=5_000)
+    async with _closing(LOCAL, never) as egress:
+        with pytest.raises(EgressFailed) as slow:
+            await egress.open_socket("slow.test", port, timeout_ms=50)
+
+    assert [failed.value.reason for failed in (connect, dns, slow)] == ["connect", "dns", "timeout"]
+
+
 class _closing:  # noqa: N801 - reads as what it does
     """An egress with these networks open, closed at the end."""
 

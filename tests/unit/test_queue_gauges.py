@@ -15,6 +15,8 @@ from engine.store.database import Database
 from engine.store.queue_view import view, waiting
 from engine.store.tables import (
     PARKED,
+    connection_gates,
+    deliveries,
     functions,
     jobs,
     nodes,
@@ -147,6 +149,27 @@ async def test_nodes_and_jobs_are_counted(database: Database) -> None:
     assert found["cloudcode_jobs"] == {
         ("queued",): 1.0, ("succeeded",): 2.0, ("failed",): 0.0, ("dead_lettered",): 0.0,
         ("cancelled",): 0.0, ("skipped",): 0.0,
+    }  # fmt: skip
+
+
+async def test_deliveries_and_gates_are_counted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have not ended, up to a limit; what lets nothing pass, by why."""
+    monkeypatch.setattr("engine.store.queue_view.DELIVERIES_MAX", 2)
+    for number, state in enumerate(("held", "held", "held", "queued", "delivered", "failed")):
+        put(database, deliveries, id=f"dlv_{number}", execution_id=f"exe_{number}", state=state)
+    gates = {"a": ("open", None), "b": ("half_open", "401"), "c": ("closed", None)}
+    for name, (breaker, why) in gates.items():
+        put(database, connection_gates, connection=name, breaker=breaker, disabled=why)
+
+    found = await samples(database)
+
+    assert found["cloudcode_deliveries"] == {
+        ("queued",): 1.0, ("sending",): 0.0, ("retrying",): 0.0, ("held",): 2.0,
+    }  # fmt: skip
+    assert found["cloudcode_connection_gates"] == {
+        ("open",): 1.0, ("half_open",): 0.0, ("disabled",): 1.0,
     }  # fmt: skip
 
 

@@ -19,9 +19,11 @@ from engine.store.retention import Rule, put_rules
 from engine.store.tables import (
     PARKED,
     changes,
+    connection_gates,
     dead_letters,
     deliveries,
     delivery_attempts,
+    delivery_counts,
     devices,
     events,
     executions,
@@ -523,6 +525,51 @@ async def test_marks_that_still_say_something_stay(
     await retention(database, journal, time).sweep()
 
     assert left(database, flow_marks, "key") == ["burst", "new", "rate"]
+
+
+async def test_counts_of_the_cost_guard_go_after_two_days(
+    database: Database, journal: Journal, time: Time
+) -> None:
+    """Those of yesterday's last hour are still there; no window is older than a day."""
+    for days in (3, 1):
+        row = {"project_id": "prj_a", "connection": "SMS", "recipient": f"to:{days}"}
+        put(database, delivery_counts, **row, window_ms=NOW_MS - days * DAY_MS)
+
+    await retention(database, journal, time).sweep()
+
+    assert left(database, delivery_counts, "recipient") == ["to:1"]
+
+
+async def test_gates_that_say_nothing_go_and_others_stay(
+    database: Database, journal: Journal, time: Time
+) -> None:
+    """An open breaker, a place of a slow rate, and what is disabled are kept for however long."""
+    old = {"project_id": "prj_a", "next_ms": 0, "until_ms": 0, "failures": 0, "breaker": "closed"}
+    put(database, connection_gates, **old, connection="QUIET")
+    put(database, connection_gates, **{**old, "breaker": "open"}, connection="OPEN")
+    put(database, connection_gates, **{**old, "failures": 2}, connection="FAILING")
+    put(database, connection_gates, **old, connection="OFF", disabled="gone")
+    put(database, connection_gates, **{**old, "next_ms": NOW_MS}, connection="RATED")
+
+    await retention(database, journal, time).sweep()
+
+    assert left(database, connection_gates, "connection") == ["FAILING", "OFF", "OPEN", "RATED"]
+
+
+async def test_gates_of_a_scripts_own_credentials_go_when_nobody_uses_them(
+    database: Database, journal: Journal, time: Time
+) -> None:
+    """Whatever they say: each credential makes one, so there is no end of them."""
+    row = {"project_id": "prj_a", "next_ms": 0, "failures": 7, "breaker": "open"}
+    old_ms = NOW_MS - 3 * DAY_MS
+    for name, at_ms in (("telegram:OLD", old_ms), ("telegram:USED", NOW_MS)):
+        inline = f"inline:{name}"
+        put(database, connection_gates, **row, connection=inline, until_ms=at_ms, since_ms=0)
+    put(database, connection_gates, **row, connection="inline", until_ms=old_ms, since_ms=0)
+
+    await retention(database, journal, time).sweep()
+
+    assert left(database, connection_gates, "connection") == ["inline", "inline:telegram:USED"]
 
 
 # How it works.

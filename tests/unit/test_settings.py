@@ -153,3 +153,25 @@ def test_several_nodes_have_all_they_need() -> None:
             "master_key": "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=",
         }
         check_kind(Settings(**given), "worker")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://cloud.example.com/", "https://cloud.example.com"),
+        ("http://box:8700/engine", "http://box:8700/engine"),
+        ("", ""),
+    ],
+)
+def test_the_public_url_has_no_slash_at_its_end(given: str, kept: str) -> None:
+    """Paths are put behind it, and providers sign the whole."""
+    assert Settings(public_url=given).public_url == kept
+
+
+@pytest.mark.parametrize(
+    "url", ["cloud.example.com", "ftp://a/", "https://", "https://u:p@a/", "https://a/?b", "http:a"]
+)
+def test_a_public_url_that_is_none_is_refused(url: str) -> None:
+    """At the start, not at the first callback."""
+    with pytest.raises(ValidationError):
+        Settings(public_url=url)

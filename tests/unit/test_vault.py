@@ -7,10 +7,25 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from engine.errors import Conflict
+from engine.master_keys import Mark, MasterKey, Ring, read_key_file, replace_key_file
 from engine.settings import Settings
 from engine.vault import MasterKeyUnusable, SealBroken, Vault
 
 KEY = bytes(range(32))
+OTHER = bytes(range(32, 64))
+
+
+def in_base64(*keys: bytes) -> SecretStr:
+    return SecretStr(", ".join(base64.b64encode(key).decode("ascii") for key in keys))
+
+
+def replaced(path: Path, *keys: bytes) -> Ring:
+    """Put keys into the file, the first of which seals."""
+    first, *others = keys
+    after = (MasterKey(key=first), *(MasterKey(key=key, mark=Mark.LEAVING) for key in others))
+    replace_key_file(path, read_key_file(path), after)
+    return after
 
 
 def test_what_was_sealed_opens_again() -> None:
@@ -90,3 +105,110 @@ def test_a_key_of_the_wrong_form_is_refused_without_showing_it(tmp_path: Path, t
 def test_the_repr_shows_nothing() -> None:
     """A vault in a log line gives nothing away."""
     assert repr(Vault(os.urandom(32))) == "Vault(...)"
+
+
+def test_an_older_key_opens_and_never_seals() -> None:
+    """What it sealed is sealed anew on demand; what the current key sealed is left alone."""
+    before = Vault(KEY).seal(b"x", context="c")
+    vault = Vault(OTHER, older=(MasterKey(key=KEY, mark=Mark.SETTINGS),))
+
+    renewed = vault.renewed(before, context="c")
+
+    assert renewed is not None
+    assert vault.open(before, context="c") == b"x"
+    assert Vault(OTHER).open(vault.seal(b"y", context="c"), context="c") == b"y"
+    assert Vault(OTHER).open(renewed, context="c") == b"x"
+    assert vault.renewed(renewed, context="c") is None
+    with pytest.raises(SealBroken):
+        vault.renewed(before, context="another")
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_further_keys_of_the_settings_open(tmp_path: Path, *, has_file: bool) -> None:
+    """Beside the key of the settings or of the file; several, with commas."""
+    first = None if has_file else in_base64(KEY)
+    further = in_base64(OTHER, bytes(32))
+    settings = Settings(data_dir=tmp_path, master_key=first, master_key_old=further)
+
+    vault = Vault.from_settings(settings)
+
+    for key in (OTHER, bytes(32)):
+        assert vault.open(Vault(key).seal(b"x", context="c"), context="c") == b"x"
+    assert len(vault.key_ids()) == 3
+    with pytest.raises(MasterKeyUnusable, match="CLOUDCODE_MASTER_KEY_OLD"):
+        Vault.from_settings(Settings(data_dir=tmp_path, master_key_old=SecretStr("short")))
+
+
+@pytest.mark.parametrize("by", ["seal", "open", "ring", "renewed"])
+def test_a_key_file_that_was_replaced_is_noticed(tmp_path: Path, by: str) -> None:
+    """Whatever is done first: no restart, and no value that does not open."""
+    vault = Vault.from_settings(Settings(data_dir=tmp_path))
+    old = vault.seal(b"old", context="c")
+    ring = replaced(tmp_path / "master.key", OTHER, vault.ring()[0].key)
+    new = Vault(OTHER)
+
+    if by == "seal":
+        assert new.open(vault.seal(b"x", context="c"), context="c") == b"x"
+    elif by == "open":
+        assert vault.open(new.seal(b"x", context="c"), context="c") == b"x"
+    elif by == "ring":
+        assert vault.ring() == ring
+    else:
+        assert new.open(vault.renewed(old, context="c") or b"", context="c") == b"old"
+    assert vault.open(old, context="c") == b"old"
+
+
+@pytest.mark.parametrize("how", ["no key", "others may read it", "gone"])
+def test_a_key_file_that_became_unusable_changes_nothing(tmp_path: Path, how: str) -> None:
+    """A mistake of the operator's is in the log; what runs keeps the keys that it has."""
+    vault = Vault.from_settings(Settings(data_dir=tmp_path))
+    path, sealed = tmp_path / "master.key", vault.seal(b"x", context="c")
+
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_text("no key\n" if how == "no key" else in_base64(OTHER).get_secret_value())
+        path.chmod(0o644 if how == "others may read it" else 0o600)
+
+    assert vault.open(sealed, context="c") == b"x"
+    assert vault.open(vault.seal(b"y", context="c"), context="c") == b"y"
+
+
+def test_a_key_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Not what somebody else has changed; drafts of those who were killed go."""
+    path = tmp_path / "master.key"
+    Vault.from_settings(Settings(data_dir=tmp_path))
+    before = read_key_file(path)
+    (tmp_path / ".master.key.1.abcd").write_text("half a k")
+
+    replaced(path, OTHER, before[0].key)
+    with pytest.raises(Conflict, match="was changed just now"):
+        replace_key_file(path, before, (MasterKey(key=KEY),))
+
+    assert [one.mark for one in read_key_file(path)] == [None, Mark.LEAVING]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in tmp_path.iterdir()] == ["master.key"]
+
+
+def test_a_key_that_was_added_by_hand_opens(tmp_path: Path) -> None:
+    """A line without a reason: it stays until whoever put it there takes it away."""
+    path = tmp_path / "master.key"
+    path.write_text(f"# ours\n{in_base64(KEY).get_secret_value()}\n\n")
+    path.chmod(0o600)
+    with path.open("a") as file:
+        file.write(f"{in_base64(OTHER).get_secret_value()}  # of the old machine\n")
+
+    vault = Vault.from_settings(Settings(data_dir=tmp_path))
+
+    assert [one.mark for one in vault.ring()] == [None, Mark.KEPT]
+    assert vault.open(Vault(OTHER).seal(b"x", context="c"), context="c") == b"x"
+
+
+def test_the_name_of_a_key_tells_nothing_about_it() -> None:
+    """Equal keys have equal names; no repr has a key."""
+    one = MasterKey(key=KEY)
+
+    assert one.id == MasterKey(key=KEY, mark=Mark.NEXT).id != MasterKey(key=OTHER).id
+    assert len(one.id) == 8
+    assert "x00" not in repr(one)
+    assert KEY.hex() not in repr(one)

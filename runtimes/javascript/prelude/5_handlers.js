@@ -30,6 +30,7 @@ function ready() {
   loadedAt = now;
   bindings = header.bindings;
   handlers = create(null);
+  settleNotifiers(modules[main] === undefined);
   if (modules[main] !== undefined) findModuleHandlers(load(main));
   else findClassicHandlers();
   const log = loadLog;
@@ -160,13 +161,28 @@ function invokeClassic(handler, input) {
 // even when its code goes on in another run's turn (two that wait for one promise).
 function envOf(run) {
   const env = { FN: functionsOf(run), DEVICES: devicesOf(run), KV: keyValuesOf(run) };
-  for (const name in bindings.variables) env[name] = bindings.variables[name];
-  for (const name in bindings.secrets) env[name] = bindings.secrets[name];
-  for (const name in bindings.connections) {
-    const kind = bindings.connections[name];
-    env[name] = { kind, send: (message) => ask(run, "connection.send", { connection: name, message }) };
-  }
+  const { variables, secrets, connections } = bindings;
+  for (const name in variables) if (has(variables, name)) own(env, name, variables[name]);
+  for (const name in secrets) if (has(secrets, name)) own(env, name, secrets[name]);
+  for (const name in connections) if (has(connections, name)) own(env, name, connectionOf(run, name, connections[name]));
   return freeze(env);
+}
+const has = Function.prototype.call.bind(Object.prototype.hasOwnProperty);
+
+// A method for each action; each gives the delivery's id.
+function connectionOf(run, connection, { kind, actions }) {
+  const methods = {};
+  own(methods, "kind", kind);
+  for (let i = 0; i < actions.length; i++) {
+    const action = actions[i];
+    own(methods, action, (message) => ask(run, "connection.send", { __proto__: null, connection, action, message }));
+  }
+  return freeze(methods);
+}
+
+// Not by assignment: another run may have put a setter on Object.prototype.
+function own(object, name, value) {
+  defineProperty(object, name, { __proto__: null, value, enumerable: true, configurable: true });
 }
 
 function functionsOf(run) {

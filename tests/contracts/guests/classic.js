@@ -6,6 +6,7 @@ const world = {
   read: async ({ device, key, ...options }) => (await called((done) => thethingsAPI.thingRead(device, key, options, done))).map((one) => one.value),
   write: async ({ device, values }) => void (await called((done) => thethingsAPI.thingWrite(device, { values }, done))),
   list: async () => (await called((done) => thethingsAPI.getProductThings(done))).map((thing) => thing.description.name),
+  send: async ({ connection, message }) => (await called((done) => new Twilio(connection).sendMessage(message, done))).sid,
   fetch: async ({ url, method = "GET", body }) => {
     const { host, pathname, search } = new URL(url);
     const answer = await called((done) => httpRequest({ host, path: pathname + search, method }, body, done));

@@ -29,7 +29,6 @@ _JAVASCRIPT: Final = {
 _CLASSIC: Final = {
     "env": "a classic script is handed no env",
     "ctx": "a classic script is handed no ctx",
-    "connections": "a classic script has no connections",
     "kv": "a classic script has no key-value store",
     "events": "a trigger gets the vendor's parameters: see test_guest_world",
     "fetch handler": "a classic script has no handler `fetch`",
