@@ -11,8 +11,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -35,6 +34,7 @@ from engine.connectors.contract import (
     retry_after_ms,
     said,
 )
+from engine.connectors.meanings import Meaning, disables, refused, retry
 from engine.egress import Egress, Response
 from engine.errors import HostCallRefused, Invalid
 
@@ -62,28 +62,6 @@ BLOCK_ID_CHARS_MAX: Final = 255
 # The SDK logs URLs, which may be secrets; a logger of the tree could be switched on.
 _SILENT: Final = logging.Logger("-", logging.CRITICAL + 1)  # noqa: LOG001 - outside of the tree
 
-
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    """What an error means for the delivery, and what a person can do about it."""
-
-    then: Literal["retry", "refused", "disables"]
-    remedy: str
-    after_s: int | None = None  # where Slack says no Retry-After
-
-
-def _retry(remedy: str, after_s: int | None = None) -> _Meaning:
-    return _Meaning("retry", remedy, after_s)
-
-
-def _refused(remedy: str) -> _Meaning:
-    return _Meaning("refused", remedy)
-
-
-def _disables(remedy: str) -> _Meaning:
-    return _Meaning("disables", remedy)
-
-
 _PUT: Final = "PUT the connection with a valid token"
 _HOOK: Final = "PUT the connection with a valid webhook_url"
 _JOIN: Final = "invite the app: /invite @app in the channel, then recover"
@@ -94,87 +72,87 @@ _OURS: Final = "Slack does not understand the request: look at its fields"
 _MOVING: Final = "the workspace moves to an Enterprise organization"
 
 # "error" of an answer {"ok": false}; what is not here is refused: it may have been posted.
-ERRORS: Final[Mapping[str, _Meaning]] = {
-    "ratelimited": _retry("set a lower rate for the connection"),
-    "rate_limited": _retry("set a lower rate for the connection"),
-    "internal_error": _retry("Slack's own error"),
-    "fatal_error": _retry("Slack's own error"),
-    "service_unavailable": _retry("Slack is not available"),
-    "request_timeout": _retry("Slack has not got all of the request"),
-    "team_added_to_org": _retry(_MOVING, 300),
-    "org_login_required": _retry(_MOVING, 300),
-    "not_authed": _disables(_PUT),
-    "invalid_auth": _disables(_PUT),
-    "account_inactive": _disables(_PUT),
-    "token_revoked": _disables(_PUT),
-    "token_expired": _disables(_PUT),
-    "not_allowed_token_type": _disables("a bot's token, xoxb-..., is needed: " + _PUT),
-    "two_factor_setup_required": _disables("the token's user must set up a second factor"),
-    "enterprise_is_restricted": _disables(_ADMIN),
-    "missing_scope": _refused("add the scope to the app and install it again, then recover"),
-    "no_permission": _refused(_JOIN),
-    "channel_not_found": _refused(_CHANNEL),
-    "not_in_channel": _refused(_JOIN),
-    "is_archived": _refused("the channel is archived"),
-    "messages_tab_disabled": _refused("allow messages in the app's settings: App Home"),
-    "restricted_action": _refused(_ADMIN),
-    "restricted_action_read_only_channel": _refused("nobody may post to this channel"),
-    "restricted_action_thread_only_channel": _refused("only replies go there: thread_ts"),
-    "restricted_action_non_threadable_channel": _refused("no replies go there: no thread_ts"),
-    "restricted_action_thread_locked": _refused("the thread is locked"),
-    "cannot_reply_to_message": _refused("thread_ts must be of a message that can have replies"),
-    "ekm_access_denied": _refused(_ADMIN),
-    "access_denied": _refused(_ADMIN),
-    "accesslimited": _refused("this network may not call Slack: " + _ADMIN),
-    "team_access_not_granted": _refused("install the app in this workspace, then recover"),
-    "slack_connect_file_link_sharing_blocked": _refused(_ADMIN),
-    "no_text": _refused("give text or blocks"),
-    "msg_too_long": _refused(f"text has at most {TEXT_CHARS_MAX} characters"),
-    "msg_blocks_too_long": _refused("the blocks are too long"),
-    "too_many_attachments": _refused(f"at most {ATTACHMENTS_MAX} attachments"),
-    "too_many_contact_cards": _refused("at most 10 contact cards"),
-    "invalid_blocks": _refused(_BLOCKS),
-    "invalid_blocks_format": _refused(_BLOCKS),
-    "metadata_too_large": _refused("metadata is too large"),
-    "invalid_metadata_format": _refused("metadata must have event_type and event_payload"),
-    "invalid_metadata_schema": _refused("metadata does not fit the schema of its event_type"),
-    "metadata_must_be_sent_from_app": _refused("metadata needs an app's token"),
-    "as_user_not_supported": _refused("leave out as_user"),
-    "invalid_arguments": _refused(_OURS),
-    "invalid_arg_name": _refused(_OURS),
-    "invalid_array_arg": _refused(_OURS),
-    "invalid_charset": _refused(_OURS),
-    "invalid_form_data": _refused(_OURS),
-    "invalid_post_type": _refused(_OURS),
-    "missing_post_type": _refused(_OURS),
-    "invalid_json": _refused(_OURS),
-    "json_not_object": _refused(_OURS),
-    "method_deprecated": _refused("this release of the engine is too old for Slack"),
-    "deprecated_endpoint": _refused("this release of the engine is too old for Slack"),
+ERRORS: Final[Mapping[str, Meaning]] = {
+    "ratelimited": retry("set a lower rate for the connection"),
+    "rate_limited": retry("set a lower rate for the connection"),
+    "internal_error": retry("Slack's own error"),
+    "fatal_error": retry("Slack's own error"),
+    "service_unavailable": retry("Slack is not available"),
+    "request_timeout": retry("Slack has not got all of the request"),
+    "team_added_to_org": retry(_MOVING, 300),
+    "org_login_required": retry(_MOVING, 300),
+    "not_authed": disables(_PUT),
+    "invalid_auth": disables(_PUT),
+    "account_inactive": disables(_PUT),
+    "token_revoked": disables(_PUT),
+    "token_expired": disables(_PUT),
+    "not_allowed_token_type": disables("a bot's token, xoxb-..., is needed: " + _PUT),
+    "two_factor_setup_required": disables("the token's user must set up a second factor"),
+    "enterprise_is_restricted": disables(_ADMIN),
+    "missing_scope": refused("add the scope to the app and install it again, then recover"),
+    "no_permission": refused(_JOIN),
+    "channel_not_found": refused(_CHANNEL),
+    "not_in_channel": refused(_JOIN),
+    "is_archived": refused("the channel is archived"),
+    "messages_tab_disabled": refused("allow messages in the app's settings: App Home"),
+    "restricted_action": refused(_ADMIN),
+    "restricted_action_read_only_channel": refused("nobody may post to this channel"),
+    "restricted_action_thread_only_channel": refused("only replies go there: thread_ts"),
+    "restricted_action_non_threadable_channel": refused("no replies go there: no thread_ts"),
+    "restricted_action_thread_locked": refused("the thread is locked"),
+    "cannot_reply_to_message": refused("thread_ts must be of a message that can have replies"),
+    "ekm_access_denied": refused(_ADMIN),
+    "access_denied": refused(_ADMIN),
+    "accesslimited": refused("this network may not call Slack: " + _ADMIN),
+    "team_access_not_granted": refused("install the app in this workspace, then recover"),
+    "slack_connect_file_link_sharing_blocked": refused(_ADMIN),
+    "no_text": refused("give text or blocks"),
+    "msg_too_long": refused(f"text has at most {TEXT_CHARS_MAX} characters"),
+    "msg_blocks_too_long": refused("the blocks are too long"),
+    "too_many_attachments": refused(f"at most {ATTACHMENTS_MAX} attachments"),
+    "too_many_contact_cards": refused("at most 10 contact cards"),
+    "invalid_blocks": refused(_BLOCKS),
+    "invalid_blocks_format": refused(_BLOCKS),
+    "metadata_too_large": refused("metadata is too large"),
+    "invalid_metadata_format": refused("metadata must have event_type and event_payload"),
+    "invalid_metadata_schema": refused("metadata does not fit the schema of its event_type"),
+    "metadata_must_be_sent_from_app": refused("metadata needs an app's token"),
+    "as_user_not_supported": refused("leave out as_user"),
+    "invalid_arguments": refused(_OURS),
+    "invalid_arg_name": refused(_OURS),
+    "invalid_array_arg": refused(_OURS),
+    "invalid_charset": refused(_OURS),
+    "invalid_form_data": refused(_OURS),
+    "invalid_post_type": refused(_OURS),
+    "missing_post_type": refused(_OURS),
+    "invalid_json": refused(_OURS),
+    "json_not_object": refused(_OURS),
+    "method_deprecated": refused("this release of the engine is too old for Slack"),
+    "deprecated_endpoint": refused("this release of the engine is too old for Slack"),
 }
 
 # The text of an incoming webhook's answer; what is not here is judged by its HTTP status.
-WEBHOOK_ERRORS: Final[Mapping[str, _Meaning]] = {
-    "rate_limited": _retry("set a lower rate for the connection"),
-    "ratelimited": _retry("set a lower rate for the connection"),
-    "rollup_error": _retry("Slack's own error"),
-    "no_service": _disables("the webhook was removed: " + _HOOK),
-    "no_service_id": _disables("the webhook was removed: " + _HOOK),
-    "no_active_hooks": _disables("the webhook was switched off: " + _HOOK),
-    "no_team": _disables("the workspace is gone: " + _HOOK),
-    "team_disabled": _disables("the workspace is switched off"),
-    "invalid_token": _disables("the webhook's URL is wrong: " + _HOOK),
-    "invalid_payload": _refused(_OURS),
-    "invalid_blocks": _refused(_BLOCKS),
-    "invalid_blocks_format": _refused(_BLOCKS),
-    "no_text": _refused("give text or blocks"),
-    "msg_too_long": _refused(f"text has at most {TEXT_CHARS_MAX} characters"),
-    "too_many_attachments": _refused(f"at most {ATTACHMENTS_MAX} attachments"),
-    "user_not_found": _refused("there is no such user"),
-    "channel_not_found": _refused("the webhook's channel is gone: " + _HOOK),
-    "channel_is_archived": _refused("the webhook's channel is archived"),
-    "action_prohibited": _refused(_ADMIN),
-    "posting_to_general_channel_denied": _refused("an admin has restricted posting to #general"),
+WEBHOOK_ERRORS: Final[Mapping[str, Meaning]] = {
+    "rate_limited": retry("set a lower rate for the connection"),
+    "ratelimited": retry("set a lower rate for the connection"),
+    "rollup_error": retry("Slack's own error"),
+    "no_service": disables("the webhook was removed: " + _HOOK),
+    "no_service_id": disables("the webhook was removed: " + _HOOK),
+    "no_active_hooks": disables("the webhook was switched off: " + _HOOK),
+    "no_team": disables("the workspace is gone: " + _HOOK),
+    "team_disabled": disables("the workspace is switched off"),
+    "invalid_token": disables("the webhook's URL is wrong: " + _HOOK),
+    "invalid_payload": refused(_OURS),
+    "invalid_blocks": refused(_BLOCKS),
+    "invalid_blocks_format": refused(_BLOCKS),
+    "no_text": refused("give text or blocks"),
+    "msg_too_long": refused(f"text has at most {TEXT_CHARS_MAX} characters"),
+    "too_many_attachments": refused(f"at most {ATTACHMENTS_MAX} attachments"),
+    "user_not_found": refused("there is no such user"),
+    "channel_not_found": refused("the webhook's channel is gone: " + _HOOK),
+    "channel_is_archived": refused("the webhook's channel is archived"),
+    "action_prohibited": refused(_ADMIN),
+    "posting_to_general_channel_denied": refused("an admin has restricted posting to #general"),
 }
 _EMPTY: Final = ("no_text", "invalid_payload", "missing_text_or_fallback_or_attachments")
 
@@ -467,12 +445,12 @@ def _posted(answer: Response | Retry | Refused, now_ms: int, credentials: dict[s
     return verdict
 
 
-def _meant(answer: Response, meaning: _Meaning | None, error: str, now_ms: int) -> Retry | Refused:
+def _meant(answer: Response, meaning: Meaning | None, error: str, now_ms: int) -> Retry | Refused:
     remedy = "" if meaning is None else f"; {meaning.remedy}"
     text = f"Slack: {error}"[: ERROR_CHARS_MAX - len(remedy)] + remedy
     if meaning is None or meaning.then != "retry":
-        disables = meaning is not None and meaning.then == "disables"
-        return Refused(answer.status, text, disables=disables)
+        is_over = meaning is not None and meaning.then == "disables"
+        return Refused(answer.status, text, disables=is_over)
     wish = retry_after_ms(answer.header("retry-after"), now_ms)
     if wish is None and meaning.after_s is not None:
         wish = meaning.after_s * 1000

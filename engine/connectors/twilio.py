@@ -10,7 +10,6 @@ import base64
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlencode
@@ -40,6 +39,7 @@ from engine.connectors.contract import (
     retry_after_ms,
     said,
 )
+from engine.connectors.meanings import Meaning, disables, refused, retry
 from engine.egress import Egress, Response
 from engine.errors import HostCallRefused, Invalid
 
@@ -103,28 +103,6 @@ _TYPES: Final[Mapping[type, str]] = {
     list: "a list of strings",
 }  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    """What an error code means for the delivery, and what a person can do about it."""
-
-    then: Literal["retry", "refused", "disables"]
-    remedy: str
-    after_s: int | None = None  # where Twilio says no Retry-After
-
-
-def _retry(remedy: str, after_s: int | None = None) -> _Meaning:
-    return _Meaning("retry", remedy, after_s)
-
-
-def _refused(remedy: str) -> _Meaning:
-    return _Meaning("refused", remedy)
-
-
-def _disables(remedy: str) -> _Meaning:
-    return _Meaning("disables", remedy)
-
-
 _PUT: Final = "PUT the connection with a valid account_sid and token"
 _BAD_TO: Final = "to must be a reachable number in E.164, +14155552671"
 _BAD_FROM: Final = "from must be a number, a sender or a service of this account that can do it"
@@ -136,103 +114,103 @@ _TEMPLATE: Final = "check content_sid and content_variables against the template
 _OUTSIDE: Final = "more than 24 h after their last message only a template goes: content_sid"
 
 # By the "code" of an error's body. What is not here is judged by its HTTP status.
-ERRORS: Final[Mapping[int, _Meaning]] = {
+ERRORS: Final[Mapping[int, Meaning]] = {
     # now or later
-    10004: _retry("too many calls at once on this account", 10),
-    14107: _retry("too many messages between two numbers: Twilio holds them for 30 s", 30),
-    20162: _retry("another update is in progress"),
-    20409: _retry("another update is in progress"),
-    20429: _retry("too many requests at once: lower the connection's rate or concurrency"),
-    20500: _retry("Twilio's own error"),
-    20503: _retry("Twilio is not available"),
-    20504: _retry("Twilio's own error"),
-    21611: _retry("the sender's queue is full: slow down, or use a messaging service", 60),
-    21730: _retry("Twilio is under maintenance", 60),
-    30001: _retry("the sender's queue is full: slow down, or use a messaging service", 60),
-    63018: _retry("too many messages through this channel", 10),
-    63038: _retry("the account's messages of 24 h are used up", 3_600),
+    10004: retry("too many calls at once on this account", 10),
+    14107: retry("too many messages between two numbers: Twilio holds them for 30 s", 30),
+    20162: retry("another update is in progress"),
+    20409: retry("another update is in progress"),
+    20429: retry("too many requests at once: lower the connection's rate or concurrency"),
+    20500: retry("Twilio's own error"),
+    20503: retry("Twilio is not available"),
+    20504: retry("Twilio's own error"),
+    21611: retry("the sender's queue is full: slow down, or use a messaging service", 60),
+    21730: retry("Twilio is under maintenance", 60),
+    30001: retry("the sender's queue is full: slow down, or use a messaging service", 60),
+    63018: retry("too many messages through this channel", 10),
+    63038: retry("the account's messages of 24 h are used up", 3_600),
     # nothing goes through this connection any more
-    10001: _disables(_CONSOLE),
-    20003: _disables(_PUT),
-    20005: _disables(_CONSOLE),
-    20008: _disables("these are test credentials: " + _PUT),
-    20404: _disables("no such account: " + _PUT),
-    30002: _disables(_CONSOLE),
+    10001: disables(_CONSOLE),
+    20003: disables(_PUT),
+    20005: disables(_CONSOLE),
+    20008: disables("these are test credentials: " + _PUT),
+    20404: disables("no such account: " + _PUT),
+    30002: disables(_CONSOLE),
     # this message never will
-    20403: _refused("the key may not do this: give it the permission, then recover"),
-    21201: _refused("to is required"),
-    21202: _refused("a premium number cannot be called"),
-    21203: _refused(_GEO),
-    21205: _refused("url must be an absolute URL that Twilio can reach"),
-    21210: _refused("buy or verify the number in from"),
-    21211: _refused(_BAD_TO),
-    21212: _refused(_BAD_FROM),
-    21213: _refused("from is required, in the message or in the settings"),
-    21214: _refused(_BAD_TO),
-    21215: _refused(_GEO),
-    21216: _refused("Twilio blocks calls to this number"),
-    21217: _refused(_BAD_TO),
-    21219: _refused(_TRIAL),
-    21264: _refused("buy or verify the number in from"),
-    21265: _refused("a short code cannot be written to"),
-    21266: _refused("to and from must differ"),
-    21267: _refused("a trial account has no alphanumeric sender: use a number in from"),
-    21268: _refused("a premium number cannot be written to"),
-    21401: _refused(_BAD_TO),
-    21402: _refused("url must be an absolute URL that Twilio can reach"),
-    21407: _refused(_BAD_FROM),
-    21408: _refused(_GEO),
-    21421: _refused(_BAD_TO),
-    21602: _refused(_NO_BODY),
-    21603: _refused("from is required, in the message or in the settings"),
-    21604: _refused("to is required"),
-    21605: _refused(f"body has at most {BODY_CHARS_MAX} characters"),
-    21606: _refused(_BAD_FROM),
-    21607: _refused(_BAD_FROM),
-    21608: _refused(_TRIAL),
-    21609: _refused("CLOUDCODE_PUBLIC_URL must be a public URL whose host has no underscore"),
-    21610: _refused("they answered STOP to this sender; they can write START"),
-    21612: _refused("Twilio has no route from this sender to this number: use another from"),
-    21614: _refused("to is not a mobile number"),
-    21617: _refused(f"body has at most {BODY_CHARS_MAX} characters"),
-    21618: _refused("Twilio does not send this body"),
-    21619: _refused(_NO_BODY),
-    21620: _refused("every media_url must be a URL that Twilio can reach"),
-    21621: _refused("the sender cannot send media"),
-    21622: _refused("the account cannot send media"),
-    21623: _refused(f"at most {MEDIA_MAX} media_url"),
-    21624: _refused(f"validity_period is 1 to {VALIDITY_S[-1]} seconds"),
-    21626: _refused("status_callback_event has a wrong name"),
-    21635: _refused("a landline gets no messages"),
-    21654: _refused(_TEMPLATE),
-    21655: _refused(_TEMPLATE),
-    21656: _refused(_TEMPLATE),
-    21657: _refused(_BAD_FROM),
-    21658: _refused("a field is too long"),
-    21659: _refused(_BAD_FROM),
-    21660: _refused(_BAD_FROM),
-    21661: _refused(_BAD_FROM),
-    21701: _refused("check messaging_service_sid"),
-    21703: _refused("add a sender to the messaging service, then recover"),
-    21704: _refused("add a sender to the messaging service, then recover"),
-    21705: _refused("check messaging_service_sid"),
-    21709: _refused(_BAD_FROM),
-    63003: _refused("there is no such recipient in this channel"),
-    63007: _refused("from is no sender of this channel: set it up in Twilio's console"),
-    63015: _refused("the recipient has not joined the sandbox"),
-    63016: _refused(_OUTSIDE),
-    63024: _refused("there is no such recipient in this channel"),
-    63031: _refused("to and from must differ"),
-    63032: _refused("WhatsApp does not deliver this to this person"),
+    20403: refused("the key may not do this: give it the permission, then recover"),
+    21201: refused("to is required"),
+    21202: refused("a premium number cannot be called"),
+    21203: refused(_GEO),
+    21205: refused("url must be an absolute URL that Twilio can reach"),
+    21210: refused("buy or verify the number in from"),
+    21211: refused(_BAD_TO),
+    21212: refused(_BAD_FROM),
+    21213: refused("from is required, in the message or in the settings"),
+    21214: refused(_BAD_TO),
+    21215: refused(_GEO),
+    21216: refused("Twilio blocks calls to this number"),
+    21217: refused(_BAD_TO),
+    21219: refused(_TRIAL),
+    21264: refused("buy or verify the number in from"),
+    21265: refused("a short code cannot be written to"),
+    21266: refused("to and from must differ"),
+    21267: refused("a trial account has no alphanumeric sender: use a number in from"),
+    21268: refused("a premium number cannot be written to"),
+    21401: refused(_BAD_TO),
+    21402: refused("url must be an absolute URL that Twilio can reach"),
+    21407: refused(_BAD_FROM),
+    21408: refused(_GEO),
+    21421: refused(_BAD_TO),
+    21602: refused(_NO_BODY),
+    21603: refused("from is required, in the message or in the settings"),
+    21604: refused("to is required"),
+    21605: refused(f"body has at most {BODY_CHARS_MAX} characters"),
+    21606: refused(_BAD_FROM),
+    21607: refused(_BAD_FROM),
+    21608: refused(_TRIAL),
+    21609: refused("CLOUDCODE_PUBLIC_URL must be a public URL whose host has no underscore"),
+    21610: refused("they answered STOP to this sender; they can write START"),
+    21612: refused("Twilio has no route from this sender to this number: use another from"),
+    21614: refused("to is not a mobile number"),
+    21617: refused(f"body has at most {BODY_CHARS_MAX} characters"),
+    21618: refused("Twilio does not send this body"),
+    21619: refused(_NO_BODY),
+    21620: refused("every media_url must be a URL that Twilio can reach"),
+    21621: refused("the sender cannot send media"),
+    21622: refused("the account cannot send media"),
+    21623: refused(f"at most {MEDIA_MAX} media_url"),
+    21624: refused(f"validity_period is 1 to {VALIDITY_S[-1]} seconds"),
+    21626: refused("status_callback_event has a wrong name"),
+    21635: refused("a landline gets no messages"),
+    21654: refused(_TEMPLATE),
+    21655: refused(_TEMPLATE),
+    21656: refused(_TEMPLATE),
+    21657: refused(_BAD_FROM),
+    21658: refused("a field is too long"),
+    21659: refused(_BAD_FROM),
+    21660: refused(_BAD_FROM),
+    21661: refused(_BAD_FROM),
+    21701: refused("check messaging_service_sid"),
+    21703: refused("add a sender to the messaging service, then recover"),
+    21704: refused("add a sender to the messaging service, then recover"),
+    21705: refused("check messaging_service_sid"),
+    21709: refused(_BAD_FROM),
+    63003: refused("there is no such recipient in this channel"),
+    63007: refused("from is no sender of this channel: set it up in Twilio's console"),
+    63015: refused("the recipient has not joined the sandbox"),
+    63016: refused(_OUTSIDE),
+    63024: refused("there is no such recipient in this channel"),
+    63031: refused("to and from must differ"),
+    63032: refused("WhatsApp does not deliver this to this person"),
     # of callbacks only: taken, and then not delivered
-    30003: _refused("the phone is off or out of reach"),
-    30004: _refused("the phone blocks this sender"),
-    30005: _refused("there is no such number"),
-    30006: _refused("a landline, or a carrier that takes no messages"),
-    30007: _refused("the carrier filtered it: see Twilio's messaging policy"),
-    30008: _refused("the carrier does not say why"),
-    30034: _refused("the sender is not registered (US A2P 10DLC)"),
-    30036: _refused("it was older than its validity_period"),
+    30003: refused("the phone is off or out of reach"),
+    30004: refused("the phone blocks this sender"),
+    30005: refused("there is no such number"),
+    30006: refused("a landline, or a carrier that takes no messages"),
+    30007: refused("the carrier filtered it: see Twilio's messaging policy"),
+    30008: refused("the carrier does not say why"),
+    30034: refused("the sender is not registered (US A2P 10DLC)"),
+    30036: refused("it was older than its validity_period"),
 }
 
 # The last words of a message and of a call; any other word is on the way.
@@ -611,8 +589,8 @@ def _judged(
     code, text = found.get("code"), found.get("message") or found.get("title")
     if not isinstance(code, int) or not isinstance(text, str):
         answer = judged(response, now_ms, _clean(said(response), credentials).partition(": ")[2])
-        disables = response.status in (401, 404)
-        return _disabling(answer, _PUT) if disables and isinstance(answer, Refused) else answer
+        is_unknown = response.status in (401, 404)
+        return _disabling(answer, _PUT) if is_unknown and isinstance(answer, Refused) else answer
     meaning = ERRORS.get(code)
     error = _explained(code, _clean(text, credentials), meaning)
     if meaning is None:
@@ -630,7 +608,7 @@ def _disabling(answer: Refused, remedy: str) -> Refused:
     return Refused(answer.status, error, disables=True)
 
 
-def _explained(code: int | str, text: str, meaning: _Meaning | None) -> str:
+def _explained(code: int | str, text: str, meaning: Meaning | None) -> str:
     """Return `Twilio 21610: what it says; what to do`, with the end of it never cut off."""
     remedy = "" if meaning is None else f"; {meaning.remedy}"
     said_by_it = f"Twilio {code}: {' '.join(text.split())}"

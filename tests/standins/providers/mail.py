@@ -256,26 +256,26 @@ class _Session(SMTP):
         self._of.lines.append(f"EHLO {hostname}".encode())
         await super().smtp_EHLO(hostname)
 
-    async def smtp_NOOP(self, arg: str) -> None:  # noqa: N802
+    async def smtp_NOOP(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's name
         self._of.lines.append(b"NOOP")
         await super().smtp_NOOP(arg)
 
-    async def smtp_MAIL(self, arg: str | None) -> None:  # noqa: N802
+    async def smtp_MAIL(self, arg: str | None) -> None:  # noqa: N802 - aiosmtpd's name
         self._of.lines.append(f"MAIL {arg}".encode())
         await super().smtp_MAIL(arg)
 
-    async def smtp_AUTH(self, arg: str) -> None:  # noqa: N802
+    async def smtp_AUTH(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's name
         self._of.lines.append(f"AUTH {arg.split(maxsplit=1)[0]}".encode())
         if self._of.mood == "454":
             await self.push("454 4.7.0 Temporary authentication failure")
         else:
             await super().smtp_AUTH(arg)
 
-    async def smtp_RSET(self, arg: str) -> None:  # noqa: N802
+    async def smtp_RSET(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's name
         self._of.lines.append(b"RSET")
         await super().smtp_RSET(arg)
 
-    async def smtp_DATA(self, arg: str) -> None:  # noqa: N802
+    async def smtp_DATA(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's name
         self._of.lines.append(b"DATA")
         if self._of.mood == "drops in data":
             await self.push("354 Go on")
