@@ -31,6 +31,7 @@ from engine.store.vaulted import (
 from engine.vault import Vault, connection_context, secret_context
 
 FUNCTIONS_LISTED_MAX: Final = 200
+NAMES_SHOWN: Final = 3  # in an error
 _TAKEN: Final = (
     "there is a {other} {name}, and env.{name} can be one of them only: choose another name, or "
     "delete the {other} first"
@@ -191,7 +192,7 @@ def _put_connection(connection: Connection, *, project_id: str, name: str, **fie
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")  # noqa: PLR2004 - a few
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def _drop_secret(connection: Connection, project_id: str, name: str, *, force: bool) -> None:

@@ -3,16 +3,19 @@
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from engine.egress import Egress
 from tests.standins.servers import Postgres, Redis
 
 ADMIN_KEY = "cck_tests-admin-key"
@@ -185,3 +188,17 @@ def database_settings(
         server: Postgres = request.getfixturevalue("postgres")
         with server.database() as url:
             yield {"database_url": url}
+
+
+@pytest.fixture(scope="session")
+def tls() -> ssl.SSLContext:
+    """Made once: it takes a tenth of a second."""
+    return ssl.create_default_context()
+
+
+@pytest.fixture
+async def egress(tls: ssl.SSLContext) -> AsyncIterator[Egress]:
+    """What connectors send through; it may go to stand-ins on this machine."""
+    opened = Egress([ip_network("127.0.0.0/8")], tls=tls)
+    yield opened
+    await opened.close()

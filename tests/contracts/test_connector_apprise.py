@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,6 @@ print(json.dumps(sorted(spoken)))
 def ntfy() -> Iterator[StandIn]:
     with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    egress = Egress([ip_network("127.0.0.0/8")])
-    yield egress
-    await egress.close()
 
 
 async def send(egress: Egress, url: str, timeout_ms: int = 5_000, **message: Any) -> Answer:

@@ -5,7 +5,7 @@ import base64
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from json import dumps
 from typing import Any
 
@@ -37,13 +37,6 @@ ID = "dlv_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f"
 def server() -> Iterator[StandIn]:
     with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    opened = Egress(ADDRESSES)
-    yield opened
-    await opened.close()
 
 
 async def send(

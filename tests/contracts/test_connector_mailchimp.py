@@ -4,8 +4,7 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from ipaddress import ip_network
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,13 +48,6 @@ SETTINGS = {"list_id": LIST_ID, "from_email": "alarm@example.com", "from_name": 
 def provider() -> Iterator[StandIn]:
     with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    egress = Egress([ip_network("127.0.0.0/8")])
-    yield egress
-    await egress.close()
 
 
 async def do(

@@ -5,8 +5,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from ipaddress import ip_network
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -54,13 +53,6 @@ MAIL = {"to": "ops@example.com", "subject": "Door", "text": "open"}
 def provider() -> Iterator[StandIn]:
     with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    egress = Egress([ip_network("127.0.0.0/8")])
-    yield egress
-    await egress.close()
 
 
 async def send(
@@ -178,10 +170,10 @@ async def test_one_attempt_is_one_request_as_the_sdk_makes_it(
     provider.then(Reply(status=500))
 
     failed = await send(egress, provider, MAIL)
-    assert not provider.asked
+    assert len(provider.asked) == 1
     sent = await send(egress, provider, MAIL)
 
-    (asked,) = provider.asked
+    _, asked = provider.asked
     assert isinstance(failed, Retry)
     assert isinstance(sent, Sent)
     assert asked.headers["authorization"] == f"Bearer {API_KEY}"

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.connectors.slack import _FLAGS, _LISTS, _STRINGS, ERRORS, WEBHOOK_ER
 from engine.egress import Egress
 from engine.errors import HostCallRefused, Invalid
 from examples.slack_stand_in import SlackStandIn, Trouble
-from tests.standins.provider import HTTP_FAULTS, Asked, Reply
+from tests.standins.provider import HTTP_FAULTS, Reply
 from tests.standins.providers.slack import PATH, TOKEN, StandIn, failure
 
 NOW = 1_700_000_000_500
@@ -36,21 +36,9 @@ SECRETS = (TOKEN, PATH, PATH.rpartition("/")[2])
 connector = Slack()
 
 
-class Counted(StandIn):
-    """Keeps every request, also those that got no answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[Asked] = []
-
-    def answer(self, asked: Asked) -> Reply:
-        self.asked.append(asked)
-        return super().answer(asked)
-
-
 @pytest.fixture
-def slack() -> Iterator[Counted]:
-    with Counted() as stand_in:
+def slack() -> Iterator[StandIn]:
+    with StandIn() as stand_in:
         yield stand_in
 
 
@@ -59,13 +47,6 @@ def hooks() -> Iterator[SlackStandIn]:
     """The stand-in of the demo: webhooks alone."""
     with SlackStandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    egress = Egress([ip_network("127.0.0.0/8")], tls=TLS)
-    yield egress
-    await egress.close()
 
 
 async def send(
@@ -106,7 +87,7 @@ async def by_hook(slack: StandIn, egress: Egress, message: dict[str, Any] | None
 
 @pytest.mark.parametrize("error", sorted(ERRORS))
 async def test_each_error_is_judged_as_the_table_says(
-    slack: Counted, egress: Egress, error: str
+    slack: StandIn, egress: Egress, error: str
 ) -> None:
     """With the remedy and Slack's word in the error; one request, whatever comes."""
     slack.then(failure(error))
@@ -126,7 +107,7 @@ async def test_each_error_is_judged_as_the_table_says(
 
 @pytest.mark.parametrize("error", sorted(WEBHOOK_ERRORS))
 async def test_each_error_of_a_webhook_is_judged_as_the_table_says(
-    slack: Counted, egress: Egress, error: str
+    slack: StandIn, egress: Egress, error: str
 ) -> None:
     """By its text, whatever the status."""
     slack.then(Reply(status=400, body=error.encode() + b"\n"))
@@ -144,7 +125,7 @@ async def test_each_error_of_a_webhook_is_judged_as_the_table_says(
 @pytest.mark.parametrize("name", HTTP_FAULTS)
 @pytest.mark.parametrize("hook", [False, True])
 async def test_one_attempt_is_one_request(
-    slack: Counted, egress: Egress, name: str, hook: bool
+    slack: StandIn, egress: Egress, name: str, hook: bool
 ) -> None:
     """The SDK tries nothing again by itself, as it would by default."""
     slack.then(HTTP_FAULTS[name])
@@ -196,7 +177,7 @@ async def test_other_answers_are_judged_by_their_status(
     ],
 )
 async def test_a_message_arrives_as_it_was_given(
-    slack: Counted, hooks: SlackStandIn, egress: Egress, payload: dict[str, Any]
+    slack: StandIn, hooks: SlackStandIn, egress: Egress, payload: dict[str, Any]
 ) -> None:
     """Both ways; a later field of Slack's is passed on."""
     by_webhook = await send(egress, {"webhook_url": hooks.webhook_url}, {}, payload)
@@ -231,7 +212,7 @@ def test_a_message_id_puts_a_reply_in_its_thread(
     assert connector.recipient("send", checked) == channel
 
 
-async def test_a_message_without_a_channel_asks_nobody(slack: Counted, egress: Egress) -> None:
+async def test_a_message_without_a_channel_asks_nobody(slack: StandIn, egress: Egress) -> None:
     """With a token there is none to fall back on."""
     answer = await by_token(slack, egress, channel=None)
 
@@ -240,7 +221,7 @@ async def test_a_message_without_a_channel_asks_nobody(slack: Counted, egress: E
     assert slack.asked == []
 
 
-async def test_an_error_says_what_is_missing(slack: Counted, egress: Egress) -> None:
+async def test_an_error_says_what_is_missing(slack: StandIn, egress: Egress) -> None:
     """The scope, or the place in the blocks; in one line of at most 300 characters."""
     slack.then(
         failure("missing_scope", needed="chat:write.customize", provided="chat:write"),
@@ -260,7 +241,7 @@ async def test_an_error_says_what_is_missing(slack: Counted, egress: Egress) -> 
 @pytest.mark.parametrize("status", [200, 400, 500])
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_an_answer_that_says_the_credentials_back_is_cleaned(
-    slack: Counted, egress: Egress, status: int, as_json: bool
+    slack: StandIn, egress: Egress, status: int, as_json: bool
 ) -> None:
     """A proxy may echo a request; what it echoes is no error's to show."""
     echo = f"you said {TOKEN} to {HOOK['webhook_url']} at {PATH}"
@@ -304,7 +285,7 @@ def test_whatever_is_answered_there_is_a_verdict(status: int, hook: bool, body: 
     async def play() -> Answer:
         egress = Egress([ip_network("127.0.0.0/8")], tls=TLS)
         try:
-            with Counted() as slack:
+            with StandIn() as slack:
                 slack.then(Reply(status=status, body=body))
                 return await (by_hook if hook else by_token)(slack, egress)
         finally:
@@ -412,7 +393,7 @@ def test_a_token_may_be_one_that_rotates(token: str) -> None:
     check_connection(connector, {"token": token}, {})
 
 
-async def test_json_may_be_given_as_a_text(slack: Counted, egress: Egress) -> None:
+async def test_json_may_be_given_as_a_text(slack: StandIn, egress: Egress) -> None:
     """As the form of Slack's API has it."""
     blocks, metadata = [{"type": "divider"}], {"event_type": "a", "event_payload": {}}
     texts = {"blocks": json.dumps(blocks), "attachments": "[]", "metadata": json.dumps(metadata)}
@@ -431,7 +412,7 @@ def test_a_text_that_is_no_json_of_the_kind_is_refused(name: str, text: str) -> 
         connector.check_message("send", {"channel": "C1", "text": "x", name: text}, {})
 
 
-async def test_a_long_message_that_is_said_back_is_posted(slack: Counted, egress: Egress) -> None:
+async def test_a_long_message_that_is_said_back_is_posted(slack: StandIn, egress: Egress) -> None:
     """Each letter twice, in six bytes: 40,000 of them are half a MiB."""
     assert isinstance(await by_token(slack, egress, {"text": "я" * 40_000}), Sent)
 
@@ -439,7 +420,7 @@ async def test_a_long_message_that_is_said_back_is_posted(slack: Counted, egress
 async def test_a_base_url_may_have_a_path(egress: Egress) -> None:
     """As an operator's proxy has it; the provider's own path follows."""
 
-    class Behind(Counted):
+    class Behind(StandIn):
         prefix = "/out/slack"
 
     with Behind() as slack:
@@ -452,7 +433,7 @@ async def test_a_base_url_may_have_a_path(egress: Egress) -> None:
 
 
 async def test_the_sdk_cannot_go_around_the_guard(
-    slack: Counted, monkeypatch: pytest.MonkeyPatch
+    slack: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forbidden address is refused, and no proxy comes from the environment."""
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
@@ -480,7 +461,7 @@ async def test_the_sdk_cannot_go_around_the_guard(
 
 
 async def test_the_sdk_logs_no_secret(
-    slack: Counted, egress: Egress, caplog: pytest.LogCaptureFixture
+    slack: StandIn, egress: Egress, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It would log the URL of a webhook, and every body, at the level of debugging."""
     with caplog.at_level(logging.DEBUG):
@@ -492,7 +473,7 @@ async def test_the_sdk_logs_no_secret(
     assert "somebody" not in caplog.text
 
 
-async def test_the_credentials_can_be_tried(slack: Counted, egress: Egress) -> None:
+async def test_the_credentials_can_be_tried(slack: StandIn, egress: Egress) -> None:
     """And nothing is posted."""
     given = {"base_url": slack.url}
     gone = {"webhook_url": "https://hooks.slack.com/services/T0/B0/gone"}

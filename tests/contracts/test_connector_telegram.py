@@ -4,7 +4,7 @@ import base64
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,8 +20,8 @@ from engine.connectors.contract import (
 )
 from engine.egress import Egress
 from engine.errors import HostCallRefused, Invalid
-from tests.contracts.test_connector_pages import ADDRESSES, NOW
-from tests.standins.provider import Asked, Reply
+from tests.contracts.test_connector_pages import NOW
+from tests.standins.provider import Reply
 from tests.standins.providers.telegram import CHAT, GROUP, OLD_GROUP, TOKEN, StandIn, refusal
 
 CONNECTOR = CONNECTORS["telegram"]
@@ -29,29 +29,10 @@ PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(64)).decode()
 SECRET = TOKEN.partition(":")[2]
 
 
-class Recording(StandIn):
-    """Keeps every request, also those that a behaviour answers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[Asked] = []
-
-    def answer(self, asked: Asked) -> Reply:
-        self.asked.append(asked)
-        return super().answer(asked)
-
-
 @pytest.fixture
-def telegram() -> Iterator[Recording]:
-    with Recording() as stand_in:
+def telegram() -> Iterator[StandIn]:
+    with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    opened = Egress(ADDRESSES)
-    yield opened
-    await opened.close()
 
 
 async def send(
@@ -79,7 +60,7 @@ async def send(
     )
 
 
-async def test_every_field_arrives_as_it_was_given(telegram: Recording, egress: Egress) -> None:
+async def test_every_field_arrives_as_it_was_given(telegram: StandIn, egress: Egress) -> None:
     """Nested fields, and those that the library does not know yet."""
     message = {
         "chat_id": str(CHAT),
@@ -112,9 +93,7 @@ async def test_every_field_arrives_as_it_was_given(telegram: Recording, egress: 
     assert len(telegram.asked) == 1
 
 
-async def test_a_photo_goes_by_url_by_id_and_by_content(
-    telegram: Recording, egress: Egress
-) -> None:
+async def test_a_photo_goes_by_url_by_id_and_by_content(telegram: StandIn, egress: Egress) -> None:
     """The last one as a multipart form."""
     url = "https://example.com/gate.jpg?a=b&c=d"
     file_id = "AgACAgIAAxkBAAIBY2_" + "x" * 40
@@ -141,7 +120,7 @@ def test_a_photo_is_never_a_file_of_ours(photo: str) -> None:
 
 
 async def test_a_file_that_is_named_like_a_file_id_stays_here(
-    telegram: Recording, egress: Egress, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    telegram: StandIn, egress: Egress, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one lies about: the name is sent, not the content."""
     file_id = "secrets-of-the-operator_1"
@@ -153,7 +132,7 @@ async def test_a_file_that_is_named_like_a_file_id_stays_here(
     assert telegram.accepted[0]["photo"] == file_id
 
 
-async def test_a_place_arrives(telegram: Recording, egress: Egress) -> None:
+async def test_a_place_arrives(telegram: StandIn, egress: Egress) -> None:
     """With the fields beside it."""
     place = {"chat_id": CHAT, "latitude": 47.5, "longitude": -19, "live_period": 60}
 
@@ -164,9 +143,7 @@ async def test_a_place_arrives(telegram: Recording, egress: Egress) -> None:
     assert (taken["latitude"], taken["longitude"], taken["live_period"]) == ("47.5", "-19", "60")
 
 
-async def test_a_text_can_be_sent_by_telegrams_own_name(
-    telegram: Recording, egress: Egress
-) -> None:
+async def test_a_text_can_be_sent_by_telegrams_own_name(telegram: StandIn, egress: Egress) -> None:
     """`sendMessage` is `send`."""
     settings = {"chat_id": CHAT, "parse_mode": "HTML"}
 
@@ -179,7 +156,7 @@ async def test_a_text_can_be_sent_by_telegrams_own_name(
 
 
 async def test_settings_fill_in_what_a_message_leaves_out(
-    telegram: Recording, egress: Egress
+    telegram: StandIn, egress: Egress
 ) -> None:
     """The chat and the parse mode; neither where the message has its own, or entities."""
     settings = {"chat_id": CHAT, "parse_mode": "HTML"}
@@ -223,7 +200,7 @@ RETRY = "retrying"
     ids=lambda value: None if isinstance(value, Reply) else str(value),
 )
 async def test_each_error_and_what_becomes_of_it(
-    telegram: Recording,
+    telegram: StandIn,
     egress: Egress,
     reply: Reply,
     becomes: str,
@@ -244,7 +221,7 @@ async def test_each_error_and_what_becomes_of_it(
     assert len(telegram.asked) == 1
 
 
-async def test_a_group_that_moved_names_its_new_id(telegram: Recording, egress: Egress) -> None:
+async def test_a_group_that_moved_names_its_new_id(telegram: StandIn, egress: Egress) -> None:
     """It stands in `parameters`, and nowhere in the words."""
     answer = await send(telegram, egress, {"chat_id": OLD_GROUP, "text": "x"})
 
@@ -253,7 +230,7 @@ async def test_a_group_that_moved_names_its_new_id(telegram: Recording, egress: 
 
 
 async def test_an_answer_that_the_library_could_not_read_is_still_an_answer(
-    telegram: Recording, egress: Egress
+    telegram: StandIn, egress: Egress
 ) -> None:
     """A message of next year's kind was sent all the same."""
     telegram.then(Reply(body=b'{"ok":true,"result":{"message_id":77,"chat":"of next year"}}'))
@@ -264,7 +241,7 @@ async def test_an_answer_that_the_library_could_not_read_is_still_an_answer(
 
 
 async def test_the_token_is_in_no_error_and_no_log(
-    telegram: Recording, egress: Egress, caplog: pytest.LogCaptureFixture
+    telegram: StandIn, egress: Egress, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where a server repeats the URL, and at the lowest level of every logger."""
     caplog.set_level(logging.DEBUG)
@@ -285,7 +262,7 @@ async def test_the_token_is_in_no_error_and_no_log(
     assert "CLOUDCODE_EGRESS_ALLOW" in nowhere.error
 
 
-async def test_a_test_asks_who_the_bot_is(telegram: Recording, egress: Egress) -> None:
+async def test_a_test_asks_who_the_bot_is(telegram: StandIn, egress: Egress) -> None:
     """And nobody gets a message; a wrong token is told as when sending."""
     settings = {"base_url": telegram.url}
     wrong = {"token": TOKEN.replace("ABC", "XYZ")}
@@ -299,7 +276,7 @@ async def test_a_test_asks_who_the_bot_is(telegram: Recording, egress: Egress) -
     assert telegram.accepted == []
 
 
-async def test_base_url_may_have_a_prefix(telegram: Recording, egress: Egress) -> None:
+async def test_base_url_may_have_a_prefix(telegram: StandIn, egress: Egress) -> None:
     """A proxy can serve several things."""
     prefix = f"{telegram.url}/telegram/"
     await send(telegram, egress, {"chat_id": CHAT, "text": "x"}, base_url=prefix)
@@ -349,7 +326,7 @@ def test_what_telegram_surely_refuses_is_refused_in_the_run(
 )
 @pytest.mark.parametrize("action", ["send", "sendPhoto"])
 async def test_a_field_cannot_break_out_of_its_form(
-    telegram: Recording, egress: Egress, name: str, action: str
+    telegram: StandIn, egress: Egress, name: str, action: str
 ) -> None:
     """Whatever its name is, the request has the fields that were given, and no others."""
     content = {"text": "x"} if action == "send" else {"photo_base64": PNG}

@@ -7,7 +7,7 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -32,7 +32,7 @@ from engine.connectors.contract import (
 from engine.connectors.twilio import _CALL, _MESSAGE, BODY_CHARS_MAX, ERRORS, Twilio
 from engine.egress import Egress
 from engine.errors import HostCallRefused, Invalid
-from tests.standins.provider import HTTP_FAULTS, Asked, Reply
+from tests.standins.provider import HTTP_FAULTS, Reply
 from tests.standins.providers.twilio import (
     ACCOUNT,
     KEY,
@@ -55,29 +55,10 @@ BY_KEY = {"account_sid": ACCOUNT, "api_key_sid": KEY, "api_key_secret": KEY_SECR
 connector = Twilio()
 
 
-class Counted(StandIn):
-    """Keeps every request, also those that got no answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[Asked] = []
-
-    def answer(self, asked: Asked) -> Reply:
-        self.asked.append(asked)
-        return super().answer(asked)
-
-
 @pytest.fixture
-def twilio() -> Iterator[Counted]:
-    with Counted() as stand_in:
+def twilio() -> Iterator[StandIn]:
+    with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    egress = Egress([ip_network("127.0.0.0/8")], tls=TLS)
-    yield egress
-    await egress.close()
 
 
 async def send(
@@ -116,7 +97,7 @@ async def call(twilio: StandIn, egress: Egress, **fields: Any) -> Answer:
 
 @pytest.mark.parametrize("code", sorted(ERRORS))
 async def test_each_code_is_judged_as_the_table_says(
-    twilio: Counted, egress: Egress, code: int
+    twilio: StandIn, egress: Egress, code: int
 ) -> None:
     """With the remedy, and what Twilio said, in the error; one request, whatever comes."""
     twilio.then(error(code))
@@ -136,7 +117,7 @@ async def test_each_code_is_judged_as_the_table_says(
 
 
 @pytest.mark.parametrize("name", HTTP_FAULTS)
-async def test_one_attempt_is_one_request(twilio: Counted, egress: Egress, name: str) -> None:
+async def test_one_attempt_is_one_request(twilio: StandIn, egress: Egress, name: str) -> None:
     """The SDK tries nothing again by itself."""
     twilio.then(HTTP_FAULTS[name])
 
@@ -146,7 +127,7 @@ async def test_one_attempt_is_one_request(twilio: Counted, egress: Egress, name:
     assert len(twilio.asked) == 1
 
 
-async def test_a_retry_after_wins_over_the_table(twilio: Counted, egress: Egress) -> None:
+async def test_a_retry_after_wins_over_the_table(twilio: StandIn, egress: Egress) -> None:
     """What Twilio asks for is what is done."""
     twilio.then(error(21611, {"Retry-After": "5"}))
 
@@ -156,7 +137,7 @@ async def test_a_retry_after_wins_over_the_table(twilio: Counted, egress: Egress
     assert answer.after_ms == 5_000
 
 
-async def test_a_long_error_keeps_its_remedy(twilio: Counted, egress: Egress) -> None:
+async def test_a_long_error_keeps_its_remedy(twilio: StandIn, egress: Egress) -> None:
     """And it stays one line of at most 300 characters."""
     body = {"code": 21610, "message": "x\r\n" * 5_000, "status": 400}
     twilio.then(Reply(status=400, body=json.dumps(body).encode()))
@@ -184,7 +165,7 @@ async def test_a_long_error_keeps_its_remedy(twilio: Counted, egress: Egress) ->
     ids=["json", "400", "500", "201", "rfc9457"],
 )
 async def test_an_answer_that_says_the_credentials_back_is_cleaned(
-    twilio: Counted, egress: Egress, reply: Any
+    twilio: StandIn, egress: Egress, reply: Any
 ) -> None:
     """A proxy may echo a request; what it echoes is no error's to show."""
     connection = twilio.connection()
@@ -229,7 +210,7 @@ def test_whatever_is_answered_there_is_a_verdict(status: int, body: bytes) -> No
     async def play() -> Answer:
         egress = Egress([ip_network("127.0.0.0/8")], tls=TLS)
         try:
-            with Counted() as twilio:
+            with StandIn() as twilio:
                 twilio.then(Reply(status=status, body=body if status != 204 else b""))
                 return await send(twilio, egress)
         finally:
@@ -241,7 +222,7 @@ def test_whatever_is_answered_there_is_a_verdict(status: int, body: bytes) -> No
     assert len(answer.error) <= 300
 
 
-async def test_the_form_is_as_twilio_wants_it(twilio: Counted, egress: Egress) -> None:
+async def test_the_form_is_as_twilio_wants_it(twilio: StandIn, egress: Egress) -> None:
     """Lists are repeated fields, objects are JSON, flags are words."""
     message = {
         "body": "größer & heißer\r\nX-Evil: 1",
@@ -274,7 +255,7 @@ async def test_the_form_is_as_twilio_wants_it(twilio: Counted, egress: Egress) -
     ],
 )
 async def test_the_names_of_twilios_other_libraries_are_taken(
-    twilio: Counted, egress: Egress, names: tuple[str, ...]
+    twilio: StandIn, egress: Egress, names: tuple[str, ...]
 ) -> None:
     """Those for JavaScript, and of the API itself; a price may be a text."""
     service, place = "MG" + "a" * 32, "https://x.example/s"
@@ -296,7 +277,7 @@ def test_two_spellings_of_one_field_are_refused(other: str) -> None:
         connector.check_message("send", {"to": TO, other: TO, "body": "x"}, MINE)
 
 
-async def test_a_key_alone_asks_for_no_callback(twilio: Counted, egress: Egress) -> None:
+async def test_a_key_alone_asks_for_no_callback(twilio: StandIn, egress: Egress) -> None:
     """It could not be checked: callbacks are signed with the auth token."""
     await send(twilio, egress, credentials=BY_KEY, callback_url=PUBLIC)
     both = BY_KEY | {"auth_token": twilio.connection()["credentials"]["auth_token"]}
@@ -320,7 +301,7 @@ async def test_a_key_alone_asks_for_no_callback(twilio: Counted, egress: Egress)
     ],
 )
 async def test_sender_and_recipient(
-    twilio: Counted,
+    twilio: StandIn,
     egress: Egress,
     action: str,
     message: dict[str, Any],
@@ -341,7 +322,7 @@ async def test_sender_and_recipient(
     "say",
     ["<Hangup/> & \"co\" 'x' ☃", {"text": "]]>", "language": "de-DE", "voice": 'Polly."Vicki"'}],
 )
-async def test_what_is_said_is_escaped(twilio: Counted, egress: Egress, say: Any) -> None:
+async def test_what_is_said_is_escaped(twilio: StandIn, egress: Egress, say: Any) -> None:
     """The text of an alarm cannot become an instruction of TwiML."""
     answer = await call(twilio, egress, say=say)
 
@@ -354,7 +335,7 @@ async def test_what_is_said_is_escaped(twilio: Counted, egress: Egress, say: Any
     assert response[0].attrib == {name: text for name, text in wanted.items() if name != "text"}
 
 
-async def test_a_call_asks_for_news_of_every_step(twilio: Counted, egress: Egress) -> None:
+async def test_a_call_asks_for_news_of_every_step(twilio: StandIn, egress: Egress) -> None:
     """Unless the message names its own place for them."""
     await send(
         twilio, egress, {"body": None, "url": "https://x.example/t"}, "call", callback_url=PUBLIC
@@ -497,7 +478,7 @@ async def test_a_base_url_may_have_a_path(egress: Egress) -> None:
 
 
 async def test_the_sdk_cannot_go_around_the_guard(
-    twilio: Counted, monkeypatch: pytest.MonkeyPatch
+    twilio: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forbidden address is refused; neither a proxy nor a region comes from the environment."""
     monkeypatch.setenv("HTTPS_PROXY", twilio.url)
@@ -524,7 +505,7 @@ async def test_the_sdk_cannot_go_around_the_guard(
 
 
 @pytest.mark.slow
-async def test_many_may_begin_at_once(twilio: Counted, egress: Egress) -> None:
+async def test_many_may_begin_at_once(twilio: StandIn, egress: Egress) -> None:
     """No state is shared between sends."""
     answers = await asyncio.gather(
         *[send(twilio, egress, {"body": f"{n}"}, timeout_ms=5_000) for n in range(20)]
@@ -534,7 +515,7 @@ async def test_many_may_begin_at_once(twilio: Counted, egress: Egress) -> None:
     assert sorted(int(taken["Body"]) for taken in twilio.accepted) == list(range(20))
 
 
-async def test_the_credentials_can_be_tried(twilio: Counted, egress: Egress) -> None:
+async def test_the_credentials_can_be_tried(twilio: StandIn, egress: Egress) -> None:
     """With nobody told anything."""
     good = twilio.connection()
     wrong = good["credentials"] | {"auth_token": "x" * 32}

@@ -1,9 +1,8 @@
 """The webhook connector beyond its page's table: signatures, secrets, what a request has."""
 
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -30,13 +29,6 @@ SIGNING_KEY = "whsk_" + base64.b64encode(SEED).decode()
 def receiver() -> Iterator[StandIn]:
     with StandIn() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-async def egress() -> AsyncIterator[Egress]:
-    egress = Egress([ip_network("127.0.0.0/8")])
-    yield egress
-    await egress.close()
 
 
 async def send(

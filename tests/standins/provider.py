@@ -92,6 +92,7 @@ class HttpProvider(Provider):
 
     def __init__(self, port: int = 0) -> None:
         super().__init__()
+        self.asked: list[Asked] = []  # every request, also those that got no answer
         self._replies: deque[Reply] = deque()
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.provider = self
@@ -190,6 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             body=body,
         )
         provider = self.server.provider
+        provider.asked.append(asked)
         reply = provider.answer(asked)
         if reply.fault is None:
             self._whole(reply)

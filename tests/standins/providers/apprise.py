@@ -42,10 +42,6 @@ class StandIn(HttpProvider):
         "type": "warning",
     }
 
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(port)
-        self.asked: list[Asked] = []
-
     def connection(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -56,11 +52,6 @@ class StandIn(HttpProvider):
     def address(self, topics: str = TOPIC, password: str = PASSWORD, query: str = "") -> str:
         host = self.url.removeprefix("http://")
         return f"ntfy://{USER}:{password}@{host}/{topics}{query}"
-
-    def answer(self, asked: Asked) -> Reply:
-        with self.lock:
-            self.asked.append(asked)
-        return super().answer(asked)
 
     def judge(self, asked: Asked) -> Reply:
         try:

@@ -36,7 +36,6 @@ class StandIn(HttpProvider):
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(port)
-        self.asked: list[Asked] = []
         self.members: dict[str, dict[str, Any]] = {}
         self.denylist: dict[str, str] = {}  # address -> reject_reason
 
@@ -52,8 +51,6 @@ class StandIn(HttpProvider):
         }
 
     def judge(self, asked: Asked) -> Reply:
-        with self.lock:
-            self.asked.append(asked)
         path = asked.path.partition("?")[0]
         if path.startswith("/api/1.0/"):
             reply = self._transactional(asked, path.removeprefix("/api/1.0/"))

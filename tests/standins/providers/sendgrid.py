@@ -93,10 +93,6 @@ class StandIn(HttpProvider):
         "text": "The door of hall 3 is open.",
     }
 
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(port)
-        self.asked: list[Asked] = []
-
     def connection(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -105,8 +101,6 @@ class StandIn(HttpProvider):
         }
 
     def judge(self, asked: Asked) -> Reply:
-        with self.lock:
-            self.asked.append(asked)
         reply = self._answer(asked)
         if reply.status not in (200, 202):
             with self.lock:

@@ -20,7 +20,6 @@ class StandIn(HttpProvider):
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(port)
-        self.asked: list[Asked] = []
         self.seen: set[str] = set()
         self.secrets = [SECRET]  # of the receiver: any of them will do
 
@@ -34,7 +33,6 @@ class StandIn(HttpProvider):
     def judge(self, asked: Asked) -> Reply:
         broken = self._broken(asked)
         with self.lock:
-            self.asked.append(asked)
             if broken is not None:
                 self.refused.append(broken.body.decode())
                 return broken
