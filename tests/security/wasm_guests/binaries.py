@@ -342,7 +342,7 @@ MALFORMED: Final[dict[str, bytes]] = {
     "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0",
     "elf": b"\x7fELF\2\1\1\0" + bytes(56),
     "zip": b"PK\3\4" + bytes(26),
-    "gzip_of_a_module": gzip.compress(_GOOD),
+    "gzip_of_a_module": gzip.compress(_GOOD, mtime=0),
     "json": b'{"wasm": true}',
     "zeros": bytes(64),
     "byte_order_mark_before_it": b"\xef\xbb\xbf" + _GOOD,
