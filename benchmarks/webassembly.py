@@ -16,7 +16,7 @@ import extism
 import psutil
 import wasmtime
 
-from runtimes.contract import GuestError, Runtime, ToCell, packed
+from runtimes.contract import CellKind, GuestError, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ async def _in_a_cell() -> dict[str, float]:
     await sandbox.start()
     found = {}
     for name, reuse in (("fresh", False), ("warm", True)):
-        cell = await sandbox.acquire(Runtime.WASM)
+        cell = await sandbox.acquire(CellKind(Runtime.WASM))
         listener = _Listener(cell)
         options = OPTIONS | {"reuse": reuse}
         header = {"options": options, "memory_mb": 64, "now_ms": 0}

@@ -19,6 +19,7 @@ import structlog
 
 from engine.batches import Batches
 from engine.catalogue import Catalogue, Device
+from engine.causality import CAUSAL_BUDGET
 from engine.changes import Changes
 from engine.clock import Clock
 from engine.errors import EngineError, NotFound
@@ -452,6 +453,8 @@ class Backlog:
             priority=row.priority,
             due_ms=row.due_ms,
             origin=row.origin or "",
+            path=row.path or "",
+            budget=CAUSAL_BUDGET if row.budget is None else row.budget,
             policy=read_queued(row.policy),
         )
 

@@ -16,7 +16,7 @@ import msgspec
 from engine.clock import Clock
 from engine.errors import CompileFailed, EngineError
 from engine.programs import Built, Recipe
-from runtimes.contract import GuestError, Runtime, SourceWarning, ToCell, packed
+from runtimes.contract import CellKind, GuestError, Runtime, SourceWarning, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 BUILD_MS: Final[Mapping[Runtime, int]] = {
@@ -65,7 +65,7 @@ class Builder:
 
     async def _build(self, recipe: Recipe) -> Built:
         try:
-            cell = await self._sandbox.acquire(recipe.runtime)
+            cell = await self._sandbox.acquire(CellKind(recipe.runtime))
         except SandboxError as error:
             raise Overloaded(f"nothing can be compiled now: {error}; try again") from error
         build_ms = BUILD_MS[recipe.runtime]

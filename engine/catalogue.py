@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.allowances import Allowances, Effective, effective
 from engine.clock import Clock
 from engine.connectors import CONNECTORS
 from engine.errors import NotFound
@@ -20,6 +21,8 @@ from engine.redaction import Redaction, redaction_of
 from engine.store import live
 from engine.store.database import Database
 from engine.store.live import StoredDevice as Device
+from engine.store.live import StoredKey as Key
+from engine.store.live import StoredProject
 from engine.store.live import StoredTrigger as Trigger
 from engine.store.vaulted import StoredConnection, StoredSecret, may_use
 from engine.vault import Vault, secret_context
@@ -27,15 +30,6 @@ from runtimes.contract import Limits, Runtime
 
 DEVICES_KEPT: Final = 200_000  # about 600 bytes each; the oldest is forgotten first
 __all__ = ["Catalogue", "Device", "Function", "Key", "Trigger", "Version"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """An API key's rights; the key itself is nowhere."""
-
-    id: str
-    project_id: str
-    scopes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +93,15 @@ class Function:
 class Catalogue:
     """In-memory view of one database."""
 
-    def __init__(self, database: Database, vault: Vault, clock: Clock) -> None:
+    def __init__(self, database: Database, vault: Vault, clock: Clock, allowed: Effective) -> None:
+        """`allowed` is what holds for a project without allowances of its own."""
         self._database = database
         self._vault = vault
         self._clock = clock
+        self._allowed = allowed
         self._projects: dict[str, str] = {}  # id or name -> id
+        self._allowances: dict[str, Effective] = {}  # by project id; missing: the default
+        self._hardened: frozenset[str] = frozenset()  # project ids
         self._keys: dict[str, Key] = {}
         self.rights_changed_count = 0  # of changes to keys and projects
         self._functions: dict[tuple[str, str], Function] = {}
@@ -141,6 +139,14 @@ class Catalogue:
     def project(self, name_or_id: str) -> str | None:
         """Return the project's id."""
         return self._projects.get(name_or_id)
+
+    def allowances(self, project_id: str) -> Effective:
+        """Return what the project may use."""
+        return self._allowances.get(project_id, self._allowed)
+
+    def hardened(self, project_id: str) -> bool:
+        """Say whether the project's code runs without a compiler at run time, and slower."""
+        return project_id in self._hardened
 
     def key(self, key_hash: str) -> Key | None:
         return self._keys.get(key_hash)
@@ -203,17 +209,22 @@ class Catalogue:
     async def projects_changed(self) -> None:
         async with self._reading:
             rows = await self._database.read(live.all_projects)
-            self._projects = {name: project_id for project_id, name in rows}
-            self._projects |= {project_id: project_id for project_id, _ in rows}
+            self._keep_projects(rows)
         self.rights_changed_count += 1
+
+    def _keep_projects(self, rows: list[StoredProject]) -> None:
+        self._projects = {row.name: row.id for row in rows} | {row.id: row.id for row in rows}
+        self._allowances = {
+            row.id: effective(row.allowances, self._allowed)
+            for row in rows
+            if row.allowances != Allowances()
+        }
+        self._hardened = frozenset(row.id for row in rows if row.hardened)
 
     async def keys_changed(self) -> None:
         async with self._reading:
             rows = await self._database.read(live.all_keys)
-            self._keys = {
-                key_hash: Key(id=key_id, project_id=project_id, scopes=frozenset(scopes))
-                for key_hash, key_id, project_id, scopes in rows
-            }
+            self._keys = {key.hash: key for key in rows}
         self.rights_changed_count += 1
 
     async def function_changed(self, function_id: str) -> None:

@@ -24,7 +24,7 @@ from engine.messages import MESSAGES, STOP, Stop
 from engine.run import Run
 from engine.runner import Broker, Runner
 from engine.store.database import StoreFailed
-from runtimes.contract import MIB, GuestError, Outcome, Runtime, ToCell, packed
+from runtimes.contract import MIB, CellKind, GuestError, Outcome, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 SWEEP_MS: Final = 20  # how late a wall limit may be noticed
@@ -73,7 +73,9 @@ class Dispatcher:
         cells_max: int,
         cell_memory_mb: int,
         programs: Programs,
+        is_hardened: Callable[[str], bool],
     ) -> None:
+        """`is_hardened` says of a project's id in which kind of cell its code runs."""
         self.sandbox = sandbox
         self.programs = programs
         self.broker = broker
@@ -81,6 +83,7 @@ class Dispatcher:
         self.on_log = on_log
         self.clock = clock
         self._cells_max = cells_max
+        self._is_hardened = is_hardened
         self.guests_bytes = cell_memory_mb * MIB * 3 // 4  # of a cell; the rest is its runtime's
         self._houses: dict[str, House] = {}  # in order of use, the least recently used first
         self._runners: dict[Version, Runner] = {}  # those in project cells
@@ -149,7 +152,7 @@ class Dispatcher:
         while self._suspects and alone < ALONE_MAX:
             run = self._suspects.popleft()
             key = f"alone:{run.execution_id}:{run.losses}"
-            house = House(self, key, run.version.runtime, alone=True)
+            house = House(self, key, self._kind(run.version), alone=True)
             self._houses[house.key] = house
             Runner(run.version, house).add(run)
             alone += 1
@@ -181,15 +184,19 @@ class Dispatcher:
             alone = self._houses.get(f"quarantine:{version.id}")
             if alone is not None and alone.idle:
                 alone.leave()
-        own = f"{version.runtime}:{version.project_id}"
+        kind = self._kind(version)
+        own = f"{kind}:{version.project_id}"
         key = own if until is None else f"quarantine:{version.id}"
-        house = self._houses.pop(key, None) or House(self, key, version.runtime)
+        house = self._houses.pop(key, None) or House(self, key, kind)
         self._houses[key] = house  # last: the most recently used
         self._evict()
         runner = house.runner(version)
         if until is None:
             self._runners[version] = runner
         return runner
+
+    def _kind(self, version: Version) -> CellKind:
+        return CellKind(version.runtime, self._is_hardened(version.project_id))
 
     def _evict(self) -> None:
         spare = len(self._houses) - self._cells_max
@@ -216,11 +223,11 @@ class House:
     """One cell and the isolates in it; survives the cell, which is replaced when it dies."""
 
     def __init__(
-        self, dispatcher: Dispatcher, key: str, runtime: Runtime, *, alone: bool = False
+        self, dispatcher: Dispatcher, key: str, kind: CellKind, *, alone: bool = False
     ) -> None:
         self.dispatcher = dispatcher
         self.key = key
-        self.runtime = runtime
+        self.kind = kind
         self.alone = alone
         self._cell: Cell | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -383,7 +390,7 @@ class House:
 
     async def _start(self) -> None:
         try:
-            cell = await self.dispatcher.sandbox.acquire(self.runtime)
+            cell = await self.dispatcher.sandbox.acquire(self.kind)
         except SandboxError as error:
             _log.error("no_cell", house=self.key, error=str(error))
             for runner in tuple(self._by_version.values()):

@@ -15,7 +15,7 @@ from engine.store.flow import note
 from engine.store.journal import Commit
 from engine.store.tables import run_queue
 
-ROW_COLUMNS: Final = 22
+ROW_COLUMNS: Final = 24
 Owner = Callable[[str], str | None]
 """Says whose a new run of a project is: this node's id, or None when any node may claim it."""
 
@@ -63,6 +63,7 @@ def row_of(run: Run, run_id: str) -> tuple[Any, ...]:
         run.root_id, run.depth, run.created_ms, run.due_ms or run.created_ms, run.priority,
         run.owner, run.attempt, 0, run.job_id, run.schedule_id, run.lane, run.position_ms,
         None if run.policy is PLAIN else write_queued(run.policy), run.origin or None,
+        run.path or None, run.budget,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from engine.catalogue import Device, Version
+from engine.causality import CAUSAL_BUDGET
 from engine.policies import PLAIN, Queued
 from engine.store.journal import Commit
 from runtimes.contract import GuestError, LimitHit, Limits, Outcome
@@ -92,6 +93,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     position_ms: int | None = None
     priority: int = 1
     origin: str = ""  # empty: its root_id; see engine.intents
+    path: str = ""  # functions above it, "a > b"; see engine.causality
+    budget: int = CAUSAL_BUDGET  # runs that it may cause, all told
     policy: Queued = PLAIN
     due_ms: int = 0
     owner: str | None = None  # the node whose it is; None of a queued run: not this one's

@@ -76,6 +76,38 @@ class Settings(BaseSettings):
     cell_memory_mb: int = Field(
         512, ge=64, le=8192, description="Memory a cell may take on top of its size when ready."
     )
+    memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="MB that all cells of this node may hold; above it idle ones are ended, the "
+        "least recently used first. 0: 70 % of the machine's, or of the container's.",
+    )
+    project_concurrency: int = Field(
+        1_000,
+        ge=0,
+        description="Runs of one project in cells of this node at a time; others wait. 0: no "
+        "limit. A project may be given another one, as for all `project_*`.",
+    )
+    project_queued: int = Field(
+        1_000_000,
+        ge=0,
+        description="Runs of one project that may wait in the queue; more are refused with 429. "
+        "0: no limit.",
+    )
+    project_cpu_seconds_per_minute: float = Field(
+        0,
+        ge=0,
+        description="CPU seconds that one project's runs may use in a minute; 0: no limit.",
+    )
+    project_cpu_seconds_per_month: float = Field(
+        0, ge=0, description="... and in a calendar month, UTC; 0: no limit."
+    )
+    project_key_requests_per_minute: int = Field(
+        0, ge=0, description="Requests of one API key a minute to this node; 0: no limit."
+    )
+    project_device_requests_per_minute: int = Field(
+        6_000, ge=0, description="Requests of one device a minute to this node; 0: no limit."
+    )
     retention_executions_days: int = Field(
         30,
         ge=0,

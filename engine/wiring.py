@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from sqlalchemy import Connection
 
+from engine.allowances import defaults as defaults_of_projects
 from engine.api.app import Operations, create_app
 from engine.api.hot import Hot
 from engine.api.platform import Check, Samples
@@ -66,7 +67,7 @@ from engine.vault import Vault
 from jobs.bus import Bus, NullBus
 from jobs.local_tickets import LocalTickets
 from jobs.tickets import Tickets
-from runtimes.contract import Runtime
+from runtimes.contract import CellKind, Runtime
 from sandbox.supervisor import Sandbox
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ async def open_platform(
         sweeper = Sweeper(journal, clock)
         stack.push_async_callback(sweeper.close)
         new_admin_key = await _first_start(settings, database, journal, clock)
-        catalogue = Catalogue(database, vault, clock)
+        catalogue = Catalogue(database, vault, clock, defaults_of_projects(settings))
         changes = Changes(database, journal, catalogue)
         await changes.begin()
         await catalogue.load()
@@ -229,7 +230,7 @@ async def open_platform(
             journal,
             vault,
             builder,
-            fingerprint=lambda: sandbox.fingerprint(Runtime.WASM),
+            fingerprint=lambda: sandbox.fingerprint(CellKind(Runtime.WASM)),
             clock=clock,
         )
         stack.push_async_callback(programs.close)
@@ -276,6 +277,7 @@ async def open_platform(
             cells_max=settings.cells_max,
             cell_memory_mb=settings.cell_memory_mb,
             programs=programs,
+            is_hardened=catalogue.hardened,
         )
         bus: Bus = NullBus()
         tickets: Tickets
@@ -502,7 +504,7 @@ async def _first_start(
 
     def change(connection: Connection) -> str | None:
         in_turn(connection)  # other nodes may start for the first time, too
-        known = {name: project_id for project_id, name in all_projects(connection)}
+        known = {project.name: project.id for project in all_projects(connection)}
         if known and given is None:
             return None
         project_id = known.get(DEFAULT_PROJECT)
@@ -512,7 +514,7 @@ async def _first_start(
             project_id = project.id
         secret = given or new_key
         assert secret is not None
-        if key_hash(secret) not in {row[0] for row in all_keys(connection)}:
+        if key_hash(secret) not in {key.hash for key in all_keys(connection)}:
             row = make_key(
                 secret,
                 key_id=new_id("key"),

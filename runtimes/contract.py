@@ -21,6 +21,26 @@ class Runtime(StrEnum):
     WASM = "wasm"
 
 
+@dataclass(frozen=True, slots=True)
+class CellKind:
+    """What a cell is made for: one guest language, and whether machine code may come to be in it.
+
+    Hardened: V8 interprets (`--jitless`), Wasmtime too, and the kernel refuses executable memory.
+    """
+
+    runtime: Runtime
+    hardened: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.runtime} hardened" if self.hardened else str(self.runtime)
+
+    @classmethod
+    def read(cls, text: str) -> "CellKind":
+        """Return what `str` has written."""
+        runtime, _, word = text.partition(" ")
+        return cls(Runtime(runtime), word == "hardened")
+
+
 class Outcome(StrEnum):
     """How a run ended. Stored, shown and counted by these names; never renamed."""
 

@@ -19,7 +19,16 @@ from typing import Final, NoReturn, Protocol
 
 import msgspec
 
-from runtimes.contract import FromCell, GuestError, LoadFailed, Runtime, Stop, ToCell, unpacked
+from runtimes.contract import (
+    CellKind,
+    FromCell,
+    GuestError,
+    LoadFailed,
+    Runtime,
+    Stop,
+    ToCell,
+    unpacked,
+)
 from runtimes.javascript import guest as javascript_guest
 from runtimes.webassembly import guest as wasm_guest
 from sandbox.frames import FrameReader, frame
@@ -64,8 +73,11 @@ class Guest(Protocol):
 class Language(Protocol):
     """Port: a guest language. Adapters: the modules `guest` of `runtimes.*`."""
 
-    def initialise(self) -> None:
-        """Start the runtime in this process: once, before the lockdown."""
+    def initialise(self, *, hardened: bool) -> None:
+        """Start the runtime in this process: once, before the lockdown.
+
+        Hardened: it must never ask for executable memory afterwards.
+        """
         ...
 
     def build(self, header: bytes, body: bytes) -> bytes:
@@ -91,16 +103,17 @@ LANGUAGES: Final[Mapping[Runtime, Language]] = {
 
 
 def run_cell(
-    channel: socket.socket, prepared: Prepared, parent_pid: int, runtime: Runtime
+    channel: socket.socket, prepared: Prepared, parent_pid: int, kind: CellKind
 ) -> NoReturn:
     """Be a cell until the engine closes the channel or a guest goes over a limit."""
-    language = LANGUAGES[runtime]
-    language.initialise()
+    language = LANGUAGES[kind.runtime]
+    language.initialise(hardened=kind.hardened)
     layers = lock_down(
         prepared,
         socket_fd=channel.fileno(),
         parent_pid=parent_pid,
-        memory_files=runtime is Runtime.WASM,
+        memory_files=kind.runtime is Runtime.WASM,
+        hardened=kind.hardened,
     )
     cell = Cell(channel, language)
     cell.send(FromCell.READY, 0, msgspec.json.encode(layers))

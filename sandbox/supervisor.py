@@ -21,11 +21,12 @@ import msgspec
 import psutil
 import structlog
 
-from runtimes.contract import MIB, FromCell, GuestError, Runtime, ToCell
+from runtimes.contract import MIB, CellKind, FromCell, GuestError, Runtime, ToCell
 from runtimes.webassembly.fingerprint import fingerprint
 from sandbox.frames import BadFrame, FrameReader, frame
 from sandbox.lockdown import Layer
 
+JAVASCRIPT: Final = CellKind(Runtime.JAVASCRIPT)
 START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under load
 STARTS_MAX: Final = 4  # a cell killed at its start, or with its zygote, says nothing of the next
 CLOSE_MS: Final = 2_000
@@ -89,9 +90,9 @@ class CellListener(Protocol):
 class Cell(asyncio.Protocol):
     """One live process."""
 
-    def __init__(self, sandbox: "Sandbox", runtime: Runtime) -> None:
+    def __init__(self, sandbox: "Sandbox", kind: CellKind) -> None:
         self._sandbox = sandbox
-        self.runtime = runtime
+        self.kind = kind
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self.pid = 0
@@ -196,8 +197,8 @@ class Sandbox:
         self._cell_memory_mb = cell_memory_mb
         self._strict = strict
         self._zygote: _Zygote | None = None
-        self._warm: dict[Runtime, deque[Cell]] = {}  # of those that somebody has asked for
-        self._filling: dict[Runtime, asyncio.Task[None]] = {}
+        self._warm: dict[CellKind, deque[Cell]] = {}  # of those that somebody has asked for
+        self._filling: dict[CellKind, asyncio.Task[None]] = {}
         self._starting_zygote = asyncio.Lock()
         self._closing = False
         self.layers: tuple[Layer, ...] = ()
@@ -208,7 +209,7 @@ class Sandbox:
         Raises:
             SandboxError: no cell starts, or `strict` and a layer is missing.
         """
-        cell = await self._spawn(Runtime.JAVASCRIPT)
+        cell = await self._spawn(JAVASCRIPT)
         self.layers = cell.layers
         missing = [layer for layer in cell.layers if not layer.active]
         if missing and self._strict:
@@ -217,18 +218,18 @@ class Sandbox:
                 f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing
             )
             raise SandboxError(f"isolation_required=strict, but {reasons}")
-        self._warm[Runtime.JAVASCRIPT] = deque([cell])
-        self._fill(Runtime.JAVASCRIPT)
+        self._warm[JAVASCRIPT] = deque([cell])
+        self._fill(JAVASCRIPT)
 
     @property
     def alive(self) -> bool:
         return self._zygote is not None and self._zygote.process.poll() is None
 
-    def fingerprint(self, runtime: Runtime) -> str:
+    def fingerprint(self, kind: CellKind) -> str:
         """Return what a program compiled here fits: it is compiled anew where this differs."""
-        return fingerprint() if runtime is Runtime.WASM else ""
+        return fingerprint() if kind.runtime is Runtime.WASM else ""
 
-    async def acquire(self, runtime: Runtime = Runtime.JAVASCRIPT) -> Cell:
+    async def acquire(self, kind: CellKind = JAVASCRIPT) -> Cell:
         """Return a blank, ready cell: a warm one when there is one.
 
         A kind of cell is kept warm from the first time that it is asked for.
@@ -236,22 +237,22 @@ class Sandbox:
         Raises:
             SandboxError: none started, STARTS_MAX times in a row.
         """
-        warm = self._warm.setdefault(runtime, deque())
+        warm = self._warm.setdefault(kind, deque())
         while warm:
             cell = warm.popleft()
             if not cell._lost:  # noqa: SLF001
-                self._fill(runtime)
+                self._fill(kind)
                 return cell
         for start in range(1, STARTS_MAX + 1):
             try:
-                cell = await self._spawn(runtime)
+                cell = await self._spawn(kind)
             except SandboxError as error:
                 if start == STARTS_MAX or self._closing:
                     raise
                 _log.warning("cell_not_started", start=start, error=str(error))
             else:
                 break
-        self._fill(runtime)
+        self._fill(kind)
         return cell
 
     def kill(self, cell: Cell) -> None:
@@ -277,25 +278,25 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             zygote.process.kill()
 
-    def _fill(self, runtime: Runtime) -> None:
-        full = len(self._warm[runtime]) >= self._warm_count
-        if self._closing or runtime in self._filling or full:
+    def _fill(self, kind: CellKind) -> None:
+        full = len(self._warm[kind]) >= self._warm_count
+        if self._closing or kind in self._filling or full:
             return
-        task = asyncio.get_running_loop().create_task(self._fill_now(runtime))
-        self._filling[runtime] = task
-        task.add_done_callback(lambda _task: self._filling.pop(runtime))
+        task = asyncio.get_running_loop().create_task(self._fill_now(kind))
+        self._filling[kind] = task
+        task.add_done_callback(lambda _task: self._filling.pop(kind))
 
-    async def _fill_now(self, runtime: Runtime) -> None:
-        warm = self._warm[runtime]
+    async def _fill_now(self, kind: CellKind) -> None:
+        warm = self._warm[kind]
         while len(warm) < self._warm_count and not self._closing:
             try:
-                warm.append(await self._spawn(runtime))
+                warm.append(await self._spawn(kind))
             except SandboxError as error:
                 _log.error("no_warm_cell", error=str(error))
                 return
 
-    async def _spawn(self, runtime: Runtime) -> Cell:
-        cell = Cell(self, runtime)
+    async def _spawn(self, kind: CellKind) -> Cell:
+        cell = Cell(self, kind)
         try:
             async with self._starting_zygote:
                 zygote = self._zygote
@@ -319,7 +320,7 @@ class Sandbox:
         with theirs:
             ours.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: cell, sock=ours)
-            order = f"spawn {cell.runtime}".encode()
+            order = f"spawn {cell.kind}".encode()
             socket.send_fds(zygote.channel, [order], [theirs.fileno()])
         zygote.spawned.append(cell)  # in the order of the requests: the answers name only the pid
 
@@ -386,7 +387,7 @@ class Sandbox:
         if ended is None:
             return
         with suppress(KeyError, ValueError):
-            self._warm[ended.runtime].remove(ended)
+            self._warm[ended.kind].remove(ended)
         status = message["status"]
         death = Death(
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
@@ -409,7 +410,7 @@ class Sandbox:
         zygote.spawned.clear()
         for cell in dead:
             with suppress(KeyError, ValueError):
-                self._warm[cell.runtime].remove(cell)
+                self._warm[cell.kind].remove(cell)
             cell.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
-        for runtime in self._warm:
-            self._fill(runtime)
+        for kind in self._warm:
+            self._fill(kind)

@@ -3,7 +3,7 @@
 Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD` -> fork -> child.run_cell
 Never:  runs user code, starts a thread or V8 (a fork of either is broken), speaks to a cell.
 
-On its channel (SOCK_SEQPACKET, one message each): in `spawn RUNTIME` with the cell's socket
+On its channel (SOCK_SEQPACKET, one message each): in `spawn KIND` with the cell's socket
 attached, or `kill PID`; out `{"pid": n}` (0: no process could be had), and for each cell that ended
 `{"pid", "status", "max_rss_kib"}`.
 """
@@ -20,7 +20,7 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Final
 
-from runtimes.contract import Runtime
+from runtimes.contract import CellKind
 from sandbox.child import run_cell
 from sandbox.lockdown import Prepared, prepare
 
@@ -63,7 +63,7 @@ def main() -> None:
                     break
                 order, _, what = message.decode().partition(" ")
                 if order == "spawn":
-                    _spawn(channel, descriptors[0], prepared, cells, Runtime(what))
+                    _spawn(channel, descriptors[0], prepared, cells, CellKind.read(what))
                 elif (pid := int(what)) in cells:
                     os.kill(pid, signal.SIGKILL)
     for pid in cells:
@@ -95,7 +95,7 @@ def _spawn(
     descriptor: int,
     prepared: Prepared,
     cells: set[int],
-    runtime: Runtime,
+    kind: CellKind,
 ) -> None:
     parent = os.getpid()
     try:
@@ -107,7 +107,7 @@ def _spawn(
     if pid == 0:
         try:
             signal.set_wakeup_fd(-1)
-            run_cell(socket.socket(fileno=descriptor), prepared, parent, runtime)
+            run_cell(socket.socket(fileno=descriptor), prepared, parent, kind)
         finally:
             os._exit(70)
     os.close(descriptor)

@@ -191,7 +191,7 @@ async def show_queues(
         project_id = platform.catalogue.project(project)
         if project_id is None:
             raise NotFound("project", project)
-    names = dict(await platform.database.read(all_projects))
+    names = {one.id: one.name for one in await platform.database.read(all_projects)}
     counts: dict[tuple[str, str, str], dict[str, int]] = {}
     ages_s: dict[tuple[str, str, str], float] = {}
     found = await platform.database.read(waiting, now_ms, project_id)

@@ -19,6 +19,7 @@ class ApiKey:
     hash: str  # SHA-256 of the key, hex
     scopes: tuple[str, ...]
     created_ms: int
+    requests_per_minute: int | None = None  # None: what the project allows each of its keys
 
 
 def insert_api_key(connection: Connection, key: ApiKey) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, func, select
 
+from engine.allowances import Allowances, read_allowances
 from engine.policies import Policy, read_policy
 from engine.store.tables import (
     api_keys,
@@ -87,15 +88,46 @@ class StoredDevice:
     created_ms: int
 
 
-def all_projects(connection: Connection) -> list[tuple[str, str]]:
-    rows = connection.execute(select(projects.c.id, projects.c.name))
-    return [(row.id, row.name) for row in rows]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredProject:
+    id: str
+    name: str
+    hardened: bool
+    allowances: Allowances
 
 
-def all_keys(connection: Connection) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    """Return (hash, key id, project id, scopes) of every key."""
-    rows = connection.execute(select(api_keys))
-    return [(row.hash, row.id, row.project_id, tuple(json.loads(row.scopes))) for row in rows]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    hash: str
+    id: str
+    project_id: str
+    scopes: frozenset[str]
+    requests_per_minute: int | None  # None: what the project allows each of its keys
+
+
+def all_projects(connection: Connection) -> list[StoredProject]:
+    return [
+        StoredProject(
+            id=row.id,
+            name=row.name,
+            hardened=row.isolation == "hardened",
+            allowances=read_allowances(row.allowances),
+        )
+        for row in connection.execute(select(projects))
+    ]
+
+
+def all_keys(connection: Connection) -> list[StoredKey]:
+    return [
+        StoredKey(
+            hash=row.hash,
+            id=row.id,
+            project_id=row.project_id,
+            scopes=frozenset(json.loads(row.scopes)),
+            requests_per_minute=row.requests_per_minute,
+        )
+        for row in connection.execute(select(api_keys))
+    ]
 
 
 def all_triggers(connection: Connection, product_id: str | None = None) -> list[StoredTrigger]:

@@ -57,17 +57,20 @@ def queue_row(
     position_ms: int | None = None,
     policy: str | None = None,
     origin: str | None = None,
+    path: str | None = None,
+    budget: int | None = None,
 ) -> tuple[Any, ...]:
     """Return a row for `Commit.insert(run_queue, ...)`.
 
     `run_id` is the execution's id; `given` the JSON of its input, None when the event holds it;
     `due_ms` 0 means at once; `node_id` None means that any node may claim it. `lane`,
-    `position_ms`, `policy`, `origin`: see `engine.flow`, `engine.policies`, `engine.intents`.
+    `position_ms`, `policy`, `origin`: see `engine.flow`, `engine.policies`, `engine.intents`;
+    `path`, `budget`: `engine.causality`.
     """
     return (
         run_id, project_id, function_id, cause, handler, event_id, device_id, given, root_id,
         depth, created_ms, due_ms or created_ms, priority, node_id, attempt, takeovers, job_id,
-        schedule_id, lane, position_ms, policy, origin,
+        schedule_id, lane, position_ms, policy, origin, path, budget,
     )  # fmt: skip
 
 
@@ -98,6 +101,8 @@ class Queued(msgspec.Struct, frozen=True):
     position_ms: int | None
     policy: str | None
     origin: str | None
+    path: str | None
+    budget: int | None
     payload: str | None = None
     source: str | None = None
     skip: tuple[str, str] | None = None  # (reason, message): it is not to run, only to end

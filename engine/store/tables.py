@@ -37,6 +37,9 @@ projects: Final = Table(
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("created_ms", BigInteger, nullable=False),
+    Column("isolation", Text, nullable=False, server_default="standard"),  # standard | hardened
+    # JSON of engine.allowances.Allowances; {}: the operator's defaults
+    Column("allowances", Text, nullable=False, server_default="{}"),
 )
 
 api_keys: Final = Table(
@@ -48,6 +51,7 @@ api_keys: Final = Table(
     Column("hash", Text, nullable=False, unique=True),  # SHA-256 of a 256-bit random key, hex
     Column("scopes", Text, nullable=False),  # JSON list
     Column("created_ms", BigInteger, nullable=False),
+    Column("requests_per_minute", Integer),  # null: what the project allows each of its keys
 )
 
 products: Final = Table(
@@ -214,6 +218,8 @@ run_queue: Final = Table(
     Column("position_ms", BigInteger),  # its place in an ordered lane
     Column("policy", Text),  # JSON of engine.policies.Queued; null: nothing special
     Column("origin", Text),  # null: the root_id; see engine.intents
+    Column("path", Text),  # functions above it, "a > b"; null: none. See engine.causality
+    Column("budget", Integer),  # of runs that it may cause, all told; null: of an earlier release
     Index("ix_run_queue_free", "project_id", "priority", "due_ms", "id",
           sqlite_where=text("node_id IS NULL"), postgresql_where=text("node_id IS NULL")),
     Index("ix_run_queue_node", "node_id", "id",
@@ -313,8 +319,12 @@ dead_letters: Final = Table(
     Column("attempts", Integer, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("origin", Text),  # of the run; null: of an earlier release
+    Column("breaker_id", Text),  # it did not run: this breaker had set its device aside
     Index(None, "project_id", "id"),
-)
+    Index("ix_dead_letters_breaker", "breaker_id",
+          sqlite_where=text("breaker_id IS NOT NULL"),
+          postgresql_where=text("breaker_id IS NOT NULL")),
+)  # fmt: skip
 
 schedules: Final = Table(
     "schedules",
@@ -552,4 +562,32 @@ connection_gates: Final = Table(
     Column("since_ms", BigInteger),  # of the first of these failures
     Column("last_error", Text),
     Column("disabled", Text),  # why nothing is sent until the operator enables it
+)
+
+usage: Final = Table(
+    "usage",  # what projects have used, summed over all nodes
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("period", Text, primary_key=True),  # minute:29384756 (of the epoch) | month:2026-11
+    Column("cpu_ms", BigInteger, nullable=False),
+    Column("runs", BigInteger, nullable=False),
+    Index(None, "period"),
+)
+
+breakers: Final = Table(
+    "breakers",  # functions, and devices of functions, that are held back for what they did
+    metadata,
+    Column("id", Text, primary_key=True),  # brk_
+    Column("project_id", Text, nullable=False),
+    Column("function_id", Text, ForeignKey("functions.id", ondelete="CASCADE"), nullable=False),
+    Column("version_id", Text, nullable=False),
+    Column("device_id", Text, nullable=False),  # empty: the whole version
+    Column("state", Text, nullable=False),  # open | half_open
+    Column("error", Text, nullable=False),  # JSON {status, name, message} of the last failure
+    Column("failures", Integer, nullable=False),  # that opened it
+    Column("openings", Integer, nullable=False),  # in a row: each is longer than the one before
+    Column("opened_ms", BigInteger, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),  # then one run is let through
+    UniqueConstraint("version_id", "device_id"),
+    Index(None, "project_id", "id"),
 )

@@ -57,12 +57,12 @@ class Mark:
     cpu_ms: int
 
 
-def initialise(*, jitless: bool = False) -> None:
+def initialise(*, hardened: bool) -> None:
     """Start V8 in this process: once, before the lockdown (it reads its ICU data from a file)."""
     # Isolates made after the lockdown cannot read /dev/urandom: their hash seed comes from here.
     seed = int.from_bytes(os.urandom(4)) >> 1 or 1
     flags = (*FLAGS, f"--random-seed={seed}", f"--hash-seed={seed}")
-    init_mini_racer(flags=(*flags, JITLESS) if jitless else flags)
+    init_mini_racer(flags=(*flags, JITLESS) if hardened else flags)
 
 
 class Isolate:

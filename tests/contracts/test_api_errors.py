@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from engine.allowances import defaults
 from engine.catalogue import Catalogue
 from engine.clock import Clock, wall_clock
 from engine.errors import Conflict
 from engine.projects import create_api_key, create_project, revoke_api_key
 from engine.quotas import BODY_BYTES_MAX, BUNDLE_BYTES_MAX
+from engine.settings import Settings
 from engine.store.database import Database
 from engine.store.journal import Journal
 from engine.vault import Vault
@@ -454,7 +456,9 @@ async def test_the_last_admin_key_stays(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'engine.db'}")
     database.migrate()
     journal = Journal(database)
-    control = _Control(database, journal, Catalogue(database, Vault(bytes(32)), wall_clock))
+    control = _Control(
+        database, journal, Catalogue(database, Vault(bytes(32)), wall_clock, defaults(Settings()))
+    )
     made, _ = await create_project(control, "one")
     first, _ = await create_api_key(control, project=made.id, name="first", scopes=["admin"])
     second, _ = await create_api_key(control, project=made.id, name="second", scopes=["admin"])

@@ -178,7 +178,7 @@ def test_the_tables_go_forth_and_back_by_command(database_url: str) -> None:
         assert code == 0
         revisions.append(tuple(json.loads(out).values()))
 
-    assert revisions == [(None, "0005"), ("0005", "0005"), ("0005", "0002"), ("0002", "0005")]
+    assert revisions == [(None, "0006"), ("0006", "0006"), ("0006", "0002"), ("0002", "0006")]
 
 
 def test_the_tables_do_not_go_back_under_a_node_that_runs(database: Database) -> None:

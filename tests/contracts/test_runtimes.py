@@ -24,7 +24,7 @@ import pytest
 from engine.builder import Builder
 from engine.bundles import check_options
 from engine.programs import Recipe
-from runtimes.contract import Runtime, ToCell, packed
+from runtimes.contract import CellKind, Runtime, ToCell, packed
 from sandbox.supervisor import Sandbox
 from tests.contracts.guests.kinds import KINDS, REACTOR, Kind, module
 from tests.standins.cell_listener import Listener, sandbox  # noqa: F401 - a fixture
@@ -1129,7 +1129,7 @@ STEPS = [
 async def record(sandbox: Sandbox, kind: Kind, program: bytes, seed: str) -> list[str]:
     """Run STEPS in a fresh cell with recorded answers; return every message but the figures."""
     runtime = Runtime.WASM if kind.wasm else Runtime.JAVASCRIPT
-    cell = await sandbox.acquire(runtime)
+    cell = await sandbox.acquire(CellKind(runtime))
     listener = Listener(cell)
     header: dict[str, Any] = {
         "bindings": {"variables": {}, "secrets": {}, "connections": {}},

@@ -31,7 +31,7 @@ from engine.store.tables import (
 from tests.standins.servers import Postgres
 
 ALEMBICS_OWN = "alembic_version"
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 OLD_MS = 1
 
 
@@ -333,7 +333,7 @@ def test_going_back_to_release_0_1_keeps_javascript(database: Database) -> None:
     assert "options" not in found["versions"][0]
 
 
-@pytest.mark.parametrize("asked", ["0005", "0006", "base", "-1", ""])
+@pytest.mark.parametrize("asked", ["0006", "0007", "base", "-1", ""])
 def test_one_goes_back_to_a_revision_that_there_was(database: Database, asked: str) -> None:
     """Not to this one, a later one, or none: that would be no database of ours any more."""
     database.migrate()

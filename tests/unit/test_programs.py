@@ -24,7 +24,7 @@ from engine.store.functions import WasmFacts
 from engine.store.journal import Journal
 from engine.store.tables import artifacts, functions, projects, versions
 from engine.vault import Vault
-from runtimes.contract import GuestError, Runtime, ToCell, unpacked
+from runtimes.contract import CellKind, GuestError, Runtime, ToCell, unpacked
 from sandbox.supervisor import Death, SandboxError
 
 WASM = b"\0asm\x01\0\0\0"
@@ -351,8 +351,8 @@ class Cells:
         self.cells = list(cells)
         self.runtimes: list[Runtime] = []
 
-    async def acquire(self, runtime: Runtime) -> Cell:
-        self.runtimes.append(runtime)
+    async def acquire(self, kind: CellKind) -> Cell:
+        self.runtimes.append(kind.runtime)
         if not self.cells:
             raise SandboxError("none started")
         return self.cells.pop(0)
