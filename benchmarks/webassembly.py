@@ -16,7 +16,7 @@ import extism
 import psutil
 import wasmtime
 
-from runtimes.contract import CellKind, GuestError, Runtime, ToCell, packed
+from runtimes.contract import FRAME_BYTES_MAX, CellKind, GuestError, Runtime, ToCell, packed
 from sandbox.supervisor import Cell, Death, Sandbox
 
 if TYPE_CHECKING:
@@ -176,6 +176,9 @@ class _Listener:
     def __init__(self, cell: Cell) -> None:
         self.heard: asyncio.Queue[bytes] = asyncio.Queue()
         cell.listener = self
+
+    def room_for(self, _kind: str, _isolate: int) -> int:
+        return FRAME_BYTES_MAX
 
     def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
         self.heard.put_nowait(messages)

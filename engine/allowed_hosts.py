@@ -17,6 +17,17 @@ from engine.errors import Invalid
 ENTRIES_MAX: Final = 64
 ENTRY_CHARS_MAX: Final = 260  # a DNS name of 253, a colon and a port
 PORT_MAX: Final = 65_535
+# Ports where a server of another protocol could take an HTTP request for its own commands.
+# Source: Fetch standard, 2.9 "Port blocking".
+PORTS_OF_OTHERS: Final = frozenset(
+    {
+        0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95,
+        101, 102, 103, 104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179,
+        389, 427, 465, 512, 513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601,
+        636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566,
+        6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080,
+    }
+)  # fmt: skip
 
 
 def check_allowed_hosts(entries: Sequence[str], pointer: str = "/allowed_hosts") -> tuple[str, ...]:
@@ -32,16 +43,22 @@ def check_allowed_hosts(entries: Sequence[str], pointer: str = "/allowed_hosts")
 
 def host_allowed(host: str, port: int, entries: Sequence[str]) -> bool:
     """Return whether `host` (ASCII, as in the URL) and `port` are covered by one of `entries`."""
+    return any(_covers(entry, host, port) for entry in entries)
+
+
+def port_named(host: str, port: int, entries: Sequence[str]) -> bool:
+    """Return whether an entry that covers `host` names this very port."""
+    return any(_covers(entry, host, port) for entry in entries if _split(entry)[1] is not None)
+
+
+def _covers(entry: str, host: str, port: int) -> bool:
     host = host.lower().rstrip(".")
-    for entry in entries:
-        pattern, only_port = _split(entry.lower())
-        if only_port is not None and only_port != str(port):
-            continue
-        if pattern in ("*", host):
-            return True
-        if pattern.startswith("*.") and host.endswith(pattern[1:]) and len(host) >= len(pattern):
-            return True
-    return False
+    pattern, only_port = _split(entry.lower())
+    if only_port is not None and only_port != str(port):
+        return False
+    if pattern in ("*", host):
+        return True
+    return pattern.startswith("*.") and host.endswith(pattern[1:]) and len(host) >= len(pattern)
 
 
 def _checked(entry: str, pointer: str) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -19,13 +19,13 @@ import structlog
 
 from engine.batches import Batches
 from engine.catalogue import Catalogue, Device
-from engine.causality import CAUSAL_BUDGET
 from engine.changes import Changes
 from engine.clock import Clock
 from engine.errors import EngineError, NotFound
 from engine.events import joined_values, write_input
 from engine.flow import OrderKey, order_key
 from engine.policies import read_queued
+from engine.quotas import CAUSAL_BUDGET
 from engine.run import Run
 from engine.store import nodes as store_nodes
 from engine.store import run_queue as store
@@ -37,7 +37,9 @@ from jobs.tickets import Ticket, Tickets
 from runtimes.contract import GuestError, Outcome
 
 CLAIM_ROWS: Final = 512  # of one transaction
-HELD_BYTES_MAX: Final = 256 * 1024 * 1024  # of inputs; beyond it nothing more is claimed
+HELD_BYTES_MAX: Final = 256 * 1024 * 1024  # of inputs; beyond it next to nothing is claimed
+PROJECT_BYTES_MAX: Final = HELD_BYTES_MAX // 4  # of one project's: none fills it for the others
+SPARE_ROWS: Final = 8  # that a project without any here may claim even then
 POLL_S: Final = 1.0
 POLL_S_MAX: Final = 5.0
 OVERDUE_MS: Final = 2_500  # a row that is free for so long is claimed without a ticket
@@ -76,11 +78,15 @@ class Backlog:
         runs_here: bool,
         shared: bool,
         counts: Counter[str],
+        changed: Callable[[str, int], None],
+        held_back: Container[str],
     ) -> None:
         """`settle` takes runs that end without having run, `cancelled` ids that a run cancelled.
 
         `window`: runs of one project that this node may hold. `runs_here`: whether this node runs
         what is queued, else it only issues tickets. `shared`: other nodes get the tickets too.
+        `changed` is told (project, rows) that were added to the queue or, below 0, have left it.
+        `held_back` has the projects of which nothing is claimed for now.
         """
         self._database = database
         self._journal = journal
@@ -95,9 +101,12 @@ class Backlog:
         self._runs_here = runs_here
         self._shared = shared
         self._counts = counts
+        self._changed = changed
+        self._held_back = held_back
         self._held: dict[str, Run] = {}
         self._held_bytes = 0
         self._shares: Counter[str] = Counter()  # of `_held`, by project
+        self._bytes: Counter[str] = Counter()  # of `_held_bytes`, by project
         self._wanted: set[str] = set()  # projects that may have rows nobody has claimed
         self._pulling: dict[str, asyncio.Task[None]] = {}  # by project
         self._timers: dict[tuple[str, int], tuple[int, asyncio.TimerHandle]] = {}
@@ -129,6 +138,7 @@ class Backlog:
     def submit(self, runs: Iterable[Run]) -> None:
         """Take runs whose rows were just committed: this node's are run, of others is told."""
         for run in runs:
+            self._changed(run.project_id, 1)
             if run.owner is not None and run.owner == self._journal.node_id:
                 self._take(run)
             else:
@@ -196,6 +206,7 @@ class Backlog:
         project_id = run.project_id
         if not self._forget(run):
             return
+        self._changed(project_id, -1)
         if run.policy.order and run.lane is not None:
             self._next_of(run.lane, run)
         if project_id in self._wanted and self._shares[project_id] < self._window // 2:
@@ -228,13 +239,16 @@ class Backlog:
             and not self._closing
             and not self._lost
             and self._shares[project_id] < self._window
-            and self._held_bytes < HELD_BYTES_MAX
+            and self._bytes[project_id] < PROJECT_BYTES_MAX
+            and (self._held_bytes < HELD_BYTES_MAX or not self._shares[project_id])
+            and project_id not in self._held_back
         )
 
     def _take(self, run: Run) -> None:
         run.on_end = self.ended
         self._held[run.execution_id] = run
         self._held_bytes += len(run.input)
+        self._bytes[run.project_id] += len(run.input)
         self._shares[run.project_id] += 1
         if run.handler == "queue":
             self._batches.add(run)
@@ -248,9 +262,10 @@ class Backlog:
             return False  # it was dropped; perhaps it is here again, as another object
         del self._held[run.execution_id]
         self._held_bytes -= len(run.input)
+        self._bytes[run.project_id] -= len(run.input)
         self._shares[run.project_id] -= 1
         if not self._shares[run.project_id]:
-            del self._shares[run.project_id]
+            del self._shares[run.project_id], self._bytes[run.project_id]
         return True
 
     def _line_up(self, lane: str, run: Run) -> None:
@@ -309,6 +324,8 @@ class Backlog:
     async def _claim(self, project_id: str) -> bool:
         """Claim once; return whether there may be more."""
         room = self._window - self._shares[project_id]
+        if self._held_bytes >= HELD_BYTES_MAX:
+            room = SPARE_ROWS
         node_id = self._journal.node_id
         assert node_id is not None
         claim = await self._journal.run_alone(

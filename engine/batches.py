@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from engine.catalogue import Version
+from engine.causality import together
 from engine.clock import Clock, iso
 from engine.ids import new_id
 from engine.intents import origin_together
@@ -224,6 +225,8 @@ def _batch_of(messages: list[Run], now_ms: int) -> Run:
         root_id=roots.pop() if len(roots) == 1 else execution_id,
         origin=origin_together(messages),
         depth=max(message.depth for message in messages),
+        path=max(messages, key=lambda message: message.depth).path,
+        budget=together(message.budget for message in messages),
         attempt=max(message.attempt for message in messages),
         queued=True,  # its messages are: nobody waits for it, so it can wait, and be given back
         messages=tuple(messages),

@@ -15,8 +15,18 @@ import msgspec
 
 from engine.clock import Clock
 from engine.errors import CompileFailed, EngineError
+from engine.messages import STOP_BYTES_MAX, TOLD_BYTES_MAX, clipped, read_stop
 from engine.programs import Built, Recipe
-from runtimes.contract import CellKind, GuestError, Runtime, SourceWarning, ToCell, packed
+from engine.usage import Usage
+from runtimes.contract import (
+    MIB,
+    FromCell,
+    GuestError,
+    Runtime,
+    SourceWarning,
+    ToCell,
+    packed,
+)
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 BUILD_MS: Final[Mapping[Runtime, int]] = {
@@ -26,6 +36,10 @@ BUILD_MS: Final[Mapping[Runtime, int]] = {
 MODULES_AT_ONCE: Final = 2  # each may take a core, and the memory of a whole cell
 TURN_WAIT_MS: Final = 120_000
 _SMALLER: Final = "make it smaller: wasm-opt -Oz --strip-debug, or split it into two functions"
+PROGRAM_BYTES_MAX: Final[Mapping[Runtime, int]] = {
+    Runtime.JAVASCRIPT: 16 * MIB,  # sources of 1 MiB, lowered, each character escaped
+    Runtime.WASM: 80 * MIB,  # 10 MiB become some 30; a LOAD frame has room for it
+}
 _NO_BINDINGS: Final[Mapping[str, Any]] = {"variables": {}, "secrets": {}, "connections": {}}
 
 
@@ -36,7 +50,7 @@ class Overloaded(EngineError):
 
 
 class _Loaded(msgspec.Struct):
-    handlers: tuple[str, ...]
+    handlers: Annotated[tuple[str, ...], msgspec.Meta(max_length=32)]  # there are ten
 
 
 class _Compiled(msgspec.Struct):
@@ -50,7 +64,11 @@ class _LoadedModule(_Loaded):
 class Builder:
     """Adapter of `programs.Builder`."""
 
-    def __init__(self, sandbox: Sandbox, clock: Clock, *, cell_memory_mb: int) -> None:
+    def __init__(
+        self, sandbox: Sandbox, clock: Clock, *, cell_memory_mb: int, usage: Usage | None = None
+    ) -> None:
+        """`usage`: charges projects for the CPU time of their builds; None: nobody is."""
+        self._usage = usage
         self._sandbox = sandbox
         self._clock = clock
         self._cell_memory_mb = cell_memory_mb
@@ -65,9 +83,11 @@ class Builder:
 
     async def _build(self, recipe: Recipe) -> Built:
         try:
-            cell = await self._sandbox.acquire(CellKind(recipe.runtime))
+            cell = await self._sandbox.acquire(recipe.kind)
         except SandboxError as error:
             raise Overloaded(f"nothing can be compiled now: {error}; try again") from error
+        if self._usage is not None:
+            self._usage.cell_begun(recipe.project_id, cell)
         build_ms = BUILD_MS[recipe.runtime]
         job = _Build(cell, recipe, self._cell_memory_mb)
         try:
@@ -82,13 +102,30 @@ class Builder:
             ) from None  # fmt: skip
         finally:
             cell.listener = None
+            if self._usage is not None:
+                self._usage.cell_ended(cell)
             cell.kill()
-        if recipe.runtime is Runtime.JAVASCRIPT:
-            loaded = msgspec.json.decode(answer, type=_Loaded)
-            warnings = msgspec.json.decode(program, type=_Compiled).warnings
-            return Built(program=program, handlers=loaded.handlers, warnings=warnings)
-        module = msgspec.json.decode(answer, type=_LoadedModule)
-        return Built(program=program, handlers=module.handlers, kind=module.kind)
+        try:
+            return _read(recipe.runtime, program, answer)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise CompileFailed(  # its code has taken the cell over, and the cell lies
+                f"the cell that loaded it gave no proper answer: {str(error)[:200]}",
+                file=recipe.main, line=0, column=0,
+            ) from None  # fmt: skip
+
+
+def _read(runtime: Runtime, program: bytes, answer: bytes) -> Built:
+    """Return what a cell says that it has built.
+
+    Raises:
+        msgspec.MsgspecError, UnicodeDecodeError, RecursionError: no cell of ours says that.
+    """
+    if runtime is Runtime.JAVASCRIPT:
+        loaded = msgspec.json.decode(answer, type=_Loaded)
+        warnings = msgspec.json.decode(program, type=_Compiled).warnings
+        return Built(program=program, handlers=loaded.handlers, warnings=warnings)
+    module = msgspec.json.decode(answer, type=_LoadedModule)
+    return Built(program=program, handlers=module.handlers, kind=module.kind)
 
 
 class _Turns:
@@ -126,7 +163,12 @@ class _Build:
 
     async def compile(self) -> bytes:
         recipe = self._recipe
-        header = {"main": recipe.main, "options": recipe.options, "fuel": recipe.fuel}
+        header = {
+            "main": recipe.main,
+            "options": recipe.options,
+            "fuel": recipe.fuel,
+            "hardened": recipe.hardened,
+        }
         self._cell.send(ToCell.BUILD, 0, packed(msgspec.json.encode(header), recipe.body))
         program = await self._answer
         self._answer = asyncio.get_running_loop().create_future()
@@ -143,10 +185,23 @@ class _Build:
             "now_ms": now_ms,
             "name": recipe.name,
             "options": recipe.options,
+            "hardened": recipe.hardened,
             "trial": True,  # a start that fails is told to the author now, and not to every run
         }
         self._cell.send(ToCell.LOAD, 1, packed(msgspec.json.encode(header), program))
         return await self._answer
+
+    def room_for(self, kind: str, isolate: int) -> int:
+        """Return the most that a cell can have to say to this step; see the port."""
+        if self._answer.done():
+            return -1
+        if kind == FromCell.BUILT and self._step == "compiled":
+            return PROGRAM_BYTES_MAX[self._recipe.runtime]
+        if kind == FromCell.LOADED and self._step == "loaded":
+            return MIB
+        if kind == FromCell.REFUSED:
+            return TOLD_BYTES_MAX
+        return STOP_BYTES_MAX if kind == FromCell.STOPPED else -1
 
     def on_built(self, isolate: int, program: bytes) -> None:
         self._settle(program)
@@ -158,13 +213,13 @@ class _Build:
         raise ValueError("an output in a build")
 
     def on_refused(self, isolate: int, error: GuestError) -> None:
-        self._fail(error)
+        self._fail(clipped(error))
 
     def on_stopped(self, isolate: int, stop: bytes) -> None:
-        outcome: dict[str, Any] = msgspec.json.decode(stop)
-        limit = outcome.get("limit")
-        figure = f": {limit['name']} {limit['value']}, used {limit['used']}" if limit else ""
-        text = f"loading the {self._what} ended as {outcome['outcome']}{figure}"
+        told = read_stop(stop)
+        hit = told.limit
+        figure = f": {hit.name} {hit.value}, used {hit.used}" if hit is not None else ""
+        text = f"loading the {self._what} ended as {told.outcome}{figure}"
         self._fail(GuestError(name="LoadError", message=text))
 
     def on_death(self, death: Death) -> None:

@@ -112,6 +112,7 @@ class Catalogue:
         self._reading = asyncio.Lock()  # a slow old answer must not overwrite a newer one
         self.learn: Callable[[], Awaitable[bool]] = _nothing_new  # what other nodes have changed
         self.on_retired: Callable[[Version], None] = lambda _version: None
+        self.on_isolation: Callable[[str], None] = lambda _project_id: None  # it has changed
         self._devices: dict[str, Device] = {}  # by id
         self._devices_by_token: dict[str, Device] = {}
 
@@ -219,7 +220,10 @@ class Catalogue:
             for row in rows
             if row.allowances != Allowances()
         }
+        before = self._hardened
         self._hardened = frozenset(row.id for row in rows if row.hardened)
+        for project_id in before ^ self._hardened:
+            self.on_isolation(project_id)
 
     async def keys_changed(self) -> None:
         async with self._reading:

@@ -6,6 +6,7 @@ Never:  skips a change: the feed is read in order, from where it was left.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -13,6 +14,7 @@ import structlog
 
 from engine.control import Catalogue
 from engine.store import changes as store
+from engine.store.breakers import CHANGE as BREAKERS
 from engine.store.database import Database
 from engine.store.journal import Journal
 
@@ -40,6 +42,7 @@ class Changes:
         self._read_s = now_s()  # when the feed was last read
         self._reading = asyncio.Lock()
         self._poked = asyncio.Event()
+        self.on_breakers: Callable[[str], Awaitable[None]] = _nothing  # of a project; empty: of all
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -84,6 +87,7 @@ class Changes:
                 # What is older than an hour is gone from the feed.
                 await self.begin()
                 await self._catalogue.reload()
+                await self.on_breakers("")
             self._read_s = now_s()
             while True:
                 rows = await self._database.read(store.noted_after, self._seq, READ_ROWS)
@@ -111,6 +115,8 @@ class Changes:
             await catalogue.projects_changed()
         elif kind == "connections":
             await catalogue.connections_changed(of)
+        elif kind == BREAKERS:
+            await self.on_breakers(of)
         else:
             _log.warning("unknown_change", kind=kind)  # of a newer release
 
@@ -125,3 +131,7 @@ class Changes:
             except Exception as error:  # noqa: BLE001 - the database may be away; the feed waits
                 _log.warning("changes_not_read", error=str(error))
                 await asyncio.sleep(POLL_S)
+
+
+async def _nothing(_project_id: str) -> None:
+    """Stand for whoever keeps the breakers: nobody does yet."""

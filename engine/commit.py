@@ -6,7 +6,7 @@ Never:  lets an effect out of a run that did not succeed, or before its record i
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -20,9 +20,10 @@ from sqlalchemy import Connection
 
 from engine.batches import verdicts
 from engine.catalogue import Catalogue
+from engine.causality import Share, path_below, share_of
 from engine.clock import Clock
 from engine.enqueue import Owner, as_declared, enqueue, row_of
-from engine.events import Events
+from engine.events import Accepted, Events, Match
 from engine.ids import new_id
 from engine.intents import origin_below, origin_of
 from engine.jobs import Status
@@ -32,6 +33,7 @@ from engine.retries import OVER, Again, Over, decide
 from engine.run import CallEffect, DeliveryEffect, KeyValueEffect, Run, WriteEffect
 from engine.stacks import authors_stack
 from engine.store import schedules
+from engine.store.breakers import put_off_runs
 from engine.store.database import is_unfit
 from engine.store.deliveries import delivery_row
 from engine.store.flow import hold_back, unpark
@@ -132,7 +134,8 @@ class Settler:
         if run.owner is None or run.owner != self._journal.node_id:
             self._lost(run)
             return
-        if run.policy is PLAIN and run.job_id is None and run.lane is None:
+        is_plain = run.policy is PLAIN and run.job_id is None and run.lane is None
+        if is_plain and not run.set_aside_by:
             # The usual run of a device's write: it is tried once, and nothing waits for its end.
             follows: Again | Over = OVER
             if not run.effects or run.outcome is not Outcome.SUCCEEDED:
@@ -141,6 +144,8 @@ class Settler:
                 return
         else:
             follows = decide(run.outcome, run.attempt, run.policy, self._clock(), self._rng)
+            if run.set_aside_by and follows == OVER and run.outcome not in _AS_ASKED:
+                follows = Over(dead=True)
         commit = Commit(claims=[run.execution_id])
         happened = self._happened(run, commit)
         self._follow(run, follows, commit, happened)
@@ -152,6 +157,23 @@ class Settler:
         if run.policy.watched and over and run.outcome not in (Outcome.SKIPPED, Outcome.CANCELLED):
             self._tell_schedule(run, commit)  # what did not run has not failed
         self._submit(run, commit, happened)
+
+    def put_off(self, run: Run, due_ms: int) -> None:
+        """Give a queued run that has not begun back, to be claimed when it is due.
+
+        Until that is on disk its row is this node's, so nobody runs it meanwhile.
+        """
+        rows = run.messages or (run,)
+        ids = [row.execution_id for row in rows]
+        change = partial(put_off_runs, node_id=self._journal.node_id or "", ids=ids, due_ms=due_ms)
+
+        def done(_result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                _log.warning("runs_not_put_off", count=len(ids), error=str(error))
+            self._wake(run.project_id, run.priority, due_ms)
+            _over(run)
+
+        self._journal.submit(Commit(change=change, done=done))
 
     def _settle_messages(self, batch: Run) -> None:
         """Settle a batch of the `queue` handler: one record, and what becomes of each message."""
@@ -256,6 +278,7 @@ class Settler:
         shown: list[dict[str, Any]] = []
         now_ms = self._clock()
         numbers = count()  # of what causes runs: the others shift no origin
+        matched, share = self._share(run)
         for effect in run.effects:
             if isinstance(effect, WriteEffect):
                 accepted = self._events.accept(
@@ -263,20 +286,15 @@ class Settler:
                     effect.device,
                     effect.values,
                     source="function",
-                    parent=run,
+                    matched=next(matched),
+                    share=share,
+                    root_id=run.root_id,
                     origin=origin_below(origin_of(run), next(numbers)),
                 )
                 caused += accepted.runs
-                shown.append(
-                    {
-                        "kind": "write",
-                        "device": effect.device.id,
-                        "values": len(effect.values),
-                        "event_id": accepted.event_id,
-                    }
-                )
+                shown.append(self._written(run, effect, accepted))
             elif isinstance(effect, CallEffect):
-                called_run = _called(run, effect, next(numbers), now_ms)
+                called_run = _called(run, effect, next(numbers), now_ms, share)
                 as_declared(called_run)
                 enqueue(commit, called_run, self._owner)
                 caused.append(called_run)
@@ -298,12 +316,46 @@ class Settler:
                     line=effect.line,
                     payload=effect.payload,
                     sealed=self._sealed(effect, run),
+                    via=effect.via,
                     now_ms=now_ms,
                     node_id=self._outbox_of(),
                 )
                 commit.insert_new(deliveries, row)  # not new: the same intent, made once more
                 delivery_ids.append(effect.id)
                 shown.append({"kind": "delivery", "id": effect.id, "connection": effect.connection})
+        return shown
+
+    def _share(self, run: Run) -> tuple[Iterator[list[Match]], Share]:
+        """Return what each write of the run triggers, and what all that it causes may cause."""
+        matched = [
+            self._events.matching(effect.device, effect.values)
+            for effect in run.effects
+            if isinstance(effect, WriteEffect)
+        ]
+        share = share_of(
+            run.budget,
+            depth=run.depth + 1,
+            path=path_below(run.path, run.version.function),
+            called=run.budget - run.free_budget,
+            triggered=sum(map(len, matched)),
+        )
+        return iter(matched), share
+
+    def _written(self, run: Run, effect: WriteEffect, accepted: Accepted) -> dict[str, Any]:
+        """Return what is shown of a write; what it was not to trigger any more, nobody overlooks.
+
+        The run has ended, so its log takes one more line than its author may write.
+        """
+        shown = {
+            "kind": "write",
+            "device": effect.device.id,
+            "values": len(effect.values),
+            "event_id": accepted.event_id,
+        }
+        if accepted.stopped:
+            run.log.append(("warn", run.clock_ms, accepted.stopped))
+            self._metrics.counts["loops_stopped"] += accepted.stopped_count
+            shown["stopped"] = accepted.stopped
         return shown
 
     def _sealed(self, effect: DeliveryEffect, run: Run) -> bytes | None:
@@ -429,6 +481,7 @@ def _dead_letter(run: Run, error: str | None, now_ms: int) -> tuple[Any, ...]:
         run.attempt,
         now_ms,
         origin_of(run),
+        run.set_aside_by or None,
     )
 
 
@@ -440,6 +493,7 @@ def _job_status(outcome: Outcome, follows: Again | Over) -> str:
     return _JOB_STATUS.get(outcome, Status.FAILED).value
 
 
+_AS_ASKED: Final = frozenset({Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.CANCELLED})
 _JOB_STATUS: Final = {
     Outcome.SUCCEEDED: Status.SUCCEEDED,
     Outcome.CANCELLED: Status.CANCELLED,
@@ -467,7 +521,7 @@ def _kept(run: Run, effect: KeyValueEffect, commit: Commit, now_ms: int) -> dict
     }  # fmt: skip
 
 
-def _called(run: Run, effect: CallEffect, number: int, now_ms: int) -> Run:
+def _called(run: Run, effect: CallEffect, number: int, now_ms: int, share: Share) -> Run:
     """Return the run that `run` asked for by its write or call of this number."""
     version = effect.version
     return Run(
@@ -480,7 +534,9 @@ def _called(run: Run, effect: CallEffect, number: int, now_ms: int) -> Run:
         created_ms=now_ms,
         created_ns=time.monotonic_ns(),
         root_id=run.root_id,
-        depth=run.depth + 1,
+        depth=share.depth,
+        path=share.path,
+        budget=share.each,
         origin=origin_below(origin_of(run), number),
     )
 

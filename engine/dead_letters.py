@@ -176,6 +176,7 @@ async def _redrive_step(
             done.skipped[letter.id] = planned
     redriven = list(revivals)
     if revivals and not dry_run:
+        await bench.queue_room.need(project_id, len(revivals))
         redriven, woken = await bench.journal.run(store.revive, project_id, revivals, bench.clock())
         for row in set(woken):
             bench.backlog.wake(*row)

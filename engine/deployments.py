@@ -14,6 +14,7 @@ from engine.errors import Conflict, FieldProblem, Invalid, NotFound
 from engine.fires import HANDLERS as BY_THE_CLOCK
 from engine.ids import new_id
 from engine.names import check_message
+from engine.store.breakers import forget_replaced
 from engine.store.deployments import (
     Deployment,
     Share,
@@ -110,6 +111,10 @@ def put_live(connection: Connection, function: Function, deployment: Deployment)
         )
     _check_order(connection, function, found.values())
     _check_schedules(connection, function, found.values())
+    before = live_deployment(connection, function.id)
+    stay = {share.version for share in before.versions} if before else set()
+    kept = [found[number].id for number in numbers if number in stay]
+    forget_replaced(connection, function.id, kept, deployment.created_ms)
     insert_deployment(connection, deployment)
 
 

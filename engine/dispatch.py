@@ -9,28 +9,42 @@ run that finds the isolate idle leaves at once.
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
+from engine.admission import Admission
 from engine.batches import as_batch
 from engine.catalogue import Version
 from engine.clock import Clock
 from engine.errors import EngineError
-from engine.messages import MESSAGES, STOP, Stop
+from engine.messages import STOP_BYTES_MAX, TOLD_BYTES_MAX, Stop, clipped, read_stop
 from engine.run import Run
-from engine.runner import Broker, Runner
+from engine.runner import Broker, Runner, Suspect
 from engine.store.database import StoreFailed
-from runtimes.contract import MIB, CellKind, GuestError, Outcome, Runtime, ToCell, packed
+from runtimes.contract import (
+    MIB,
+    CellKind,
+    FromCell,
+    GuestError,
+    Outcome,
+    Runtime,
+    ToCell,
+    packed,
+)
 from sandbox.supervisor import Cell, Death, Sandbox, SandboxError
 
 SWEEP_MS: Final = 20  # how late a wall limit may be noticed
 RETRY_S: Final = 1.0  # when no cell can be had, queued runs wait this long for the next try
 QUARANTINE_MS: Final = 60_000  # a version that killed a cell has one of its own for this long
-ALONE_MAX: Final = 2  # suspects of a cell's death that run at a time, each in a cell of its own
+ALONE_MAX: Final = 2  # suspects of one project that run at a time, each in a cell of its own
+ALONE_CELLS_MAX: Final = 8  # ... of all projects
+QUARANTINE_CELLS_MAX: Final = 4  # of one project; further versions in quarantine share them
+LOADED_BYTES_MAX: Final = MIB  # the handlers, and what the file logged: 100 lines of 1,000 units
+LOADS_AT_ONCE: Final = 4  # in one cell, which does one at a time: the others' programs wait here
 ISOLATES_MAX: Final = 150  # in one cell: each takes about 3 MB of its RLIMIT_DATA, 1 MB of it real
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
@@ -39,11 +53,11 @@ _encode: Final = msgspec.json.encode
 class Programs(Protocol):
     """Port: what a cell loads to run a version. Adapter: `engine.programs`."""
 
-    def at_hand(self, version: Version) -> bytes | None:
-        """Return the program if that needs no waiting."""
+    def at_hand(self, version: Version, *, hardened: bool) -> bytes | None:
+        """Return the program, for hardened cells or the others, if that needs no waiting."""
         ...
 
-    async def program(self, version: Version) -> bytes:
+    async def program(self, version: Version, *, hardened: bool) -> bytes:
         """Return it from wherever it is.
 
         Raises:
@@ -51,7 +65,7 @@ class Programs(Protocol):
         """
         ...
 
-    async def rebuild(self, version: Version) -> bytes:
+    async def rebuild(self, version: Version, *, hardened: bool) -> bytes:
         """Compile it anew: a cell has refused the one there is.
 
         Raises:
@@ -60,8 +74,18 @@ class Programs(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """Port: knows whom to hold back for what it did. Adapter: `engine.breakers`."""
+
+    def holds(self, run: Run) -> bool:
+        """Say whether the run must not begin now; then it is the guard's."""
+        ...
+
+
 class Dispatcher:
     """All runs in flight on this node."""
+
+    guard: Guard  # set by `wiring`: the two know each other
 
     def __init__(
         self,
@@ -74,6 +98,7 @@ class Dispatcher:
         cell_memory_mb: int,
         programs: Programs,
         is_hardened: Callable[[str], bool],
+        admission: Callable[[Callable[[list[Run]], None]], Admission],
     ) -> None:
         """`is_hardened` says of a project's id in which kind of cell its code runs."""
         self.sandbox = sandbox
@@ -91,8 +116,13 @@ class Dispatcher:
         self._suspects: deque[Run] = deque()  # wait to run alone
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self.admission = admission(self._place_all)
         self.inflight = 0
         self.closed = False
+
+    def houses(self) -> "dict[Cell, House]":
+        """Return every house that has a cell, by its cell."""
+        return {house.cell: house for house in self._houses.values() if house.cell is not None}
 
     @property
     def busy_cells(self) -> int:
@@ -102,16 +132,82 @@ class Dispatcher:
         """Take a run; `finish(run)` is called once it has ended, whatever happens."""
         if run.handler == "queue" and not run.messages:
             run.input = as_batch(run)
+        self._take(run)
+
+    def _take(self, run: Run) -> None:
+        if not run.queued and (error := self.admission.refusal(run)) is not None:
+            run.refused = error
+            _tell(run)
+            return
+        if self.guard.holds(run):
+            return
+        self._count_in()
+        if self.admission.admit(run):
+            self.place(run)
+
+    def _count_in(self) -> None:
         self.inflight += 1
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep)
-        runner = self._runners.get(run.version)
-        if runner is None or run.version.id in self._quarantined:
-            runner = self._runner(run.version)
-        runner.add(run)
+
+    def try_alone(self, run: Run) -> None:
+        """Run it in a cell where nothing else is, whatever its version is held back for."""
+        self._count_in()
+        self.rerun_alone(run)
+
+    def sift(self, version_id: str) -> None:
+        """Ask the guard again about every run of a version that waits and has not begun."""
+        waiting = [run for run in self._suspects if run.version.id == version_id and not run.trial]
+        for run in waiting:
+            self._suspects.remove(run)
+        for house in tuple(self._houses.values()):
+            if not house.alone:  # else it is a suspect, or a trial
+                waiting += house.take_waiting(version_id)
+        waiting += self.admission.shares.take(version_id)  # in the order in which they came
+        for run in waiting:
+            self.inflight -= 1
+            self.admission.ended(run)
+            self._take(run)
+
+    def place(self, run: Run) -> None:
+        """Put a run that has not begun where its version runs now."""
+        self._runner_of(run.version).add(run)
+
+    def _place_all(self, runs: list[Run]) -> None:
+        by_version: dict[Version, list[Run]] = {}
+        for run in runs:
+            by_version.setdefault(run.version, []).append(run)
+        for version, group in by_version.items():
+            self._runner_of(version).add_all(group)
+
+    def _runner_of(self, version: Version) -> "Runner":
+        runner = self._runners.get(version)
+        if runner is None or version.id in self._quarantined:
+            runner = self._runner(version)
+        return runner
+
+    def rehouse(self, project_id: str) -> None:
+        """The project's isolation has changed: what has not begun, begins in the other cells.
+
+        What is inside of the old ones ends there, and then they go.
+        """
+        for version in tuple(self._runners):
+            if version.project_id == project_id:
+                del self._runners[version]
+        for house in tuple(self._houses.values()):
+            if house.project_id == project_id:
+                house.move_out()
+
+    def is_outdated(self, house: "House") -> bool:
+        """Say whether the house's cell is of another kind than its project's code runs in now."""
+        return house.kind.hardened != self._is_hardened(house.project_id)
 
     def cancel(self, run: Run) -> None:
         """End a run as soon as its isolate can be told; nothing that it has done will be stored."""
+        if self.admission.shares.forget(run):
+            run.outcome = Outcome.CANCELLED
+            self.end(run)
+            return
         if run in self._suspects:
             self._suspects.remove(run)
             run.outcome = Outcome.CANCELLED
@@ -127,6 +223,7 @@ class Dispatcher:
         if run.timers:
             run.stop_timers()
         self.inflight -= 1
+        self.admission.ended(run)
         self.finish(run)
 
     def retire(self, version: Version) -> None:
@@ -148,14 +245,18 @@ class Dispatcher:
         self._next_suspect()
 
     def _next_suspect(self) -> None:
-        alone = sum(house.alone for house in self._houses.values())
-        while self._suspects and alone < ALONE_MAX:
-            run = self._suspects.popleft()
-            key = f"alone:{run.execution_id}:{run.losses}"
-            house = House(self, key, self._kind(run.version), alone=True)
+        alone = Counter(house.project_id for house in self._houses.values() if house.alone)
+        for run in tuple(self._suspects):
+            project_id = run.version.project_id
+            if alone.total() >= ALONE_CELLS_MAX or alone[project_id] >= ALONE_MAX:
+                continue
+            self._suspects.remove(run)
+            kind = self._kind(run.version)
+            key = f"alone:{kind}:{run.execution_id}:{run.losses}"
+            house = House(self, key, kind, project_id, alone=True)
             self._houses[house.key] = house
             Runner(run.version, house).add(run)
-            alone += 1
+            alone[project_id] += 1
 
     def forget(self, house: "House") -> None:
         if self._houses.get(house.key) is house:
@@ -170,30 +271,44 @@ class Dispatcher:
             self._sweeper.cancel()
         for house in tuple(self._houses.values()):
             house.cancel_all()
-        while self._suspects:
-            run = self._suspects.popleft()
+        waiting = [*self.admission.shares.clear(), *self._suspects]
+        self._suspects.clear()
+        for run in waiting:
             run.outcome = Outcome.CANCELLED
             if not run.queued:
                 self.end(run)
 
     def _runner(self, version: Version) -> "Runner":
+        kind = self._kind(version)
+        quarantine = self._quarantine_key(version, kind)
         until = self._quarantined.get(version.id)
         if until is not None and until <= self.clock():
             del self._quarantined[version.id]
             until = None
-            alone = self._houses.get(f"quarantine:{version.id}")
+            alone = self._houses.get(quarantine)
             if alone is not None and alone.idle:
                 alone.leave()
-        kind = self._kind(version)
         own = f"{kind}:{version.project_id}"
-        key = own if until is None else f"quarantine:{version.id}"
-        house = self._houses.pop(key, None) or House(self, key, kind)
+        key = own if until is None else quarantine
+        house = self._houses.pop(key, None) or House(self, key, kind, version.project_id)
         self._houses[key] = house  # last: the most recently used
         self._evict()
         runner = house.runner(version)
         if until is None:
             self._runners[version] = runner
         return runner
+
+    def _quarantine_key(self, version: Version, kind: CellKind) -> str:
+        """Return where the version is in quarantine: by itself, unless its project has too many."""
+        own = f"quarantine:{kind}:{version.id}"
+        theirs = {
+            key: house
+            for key, house in self._houses.items()
+            if house.project_id == version.project_id and key.startswith(f"quarantine:{kind}:")
+        }
+        if own in theirs or len(theirs) < QUARANTINE_CELLS_MAX:
+            return own
+        return next((key for key, house in theirs.items() if house.has(version)), min(theirs))
 
     def _kind(self, version: Version) -> CellKind:
         return CellKind(version.runtime, self._is_hardened(version.project_id))
@@ -217,33 +332,77 @@ class Dispatcher:
         now_ns = time.monotonic_ns()
         for house in tuple(self._houses.values()):
             house.sweep(now_ns)
+        for run in self.admission.overdue(now_ns):
+            self.inflight -= 1
+            _tell(run)
+
+
+def _tell(run: Run) -> None:
+    """Tell whoever waits for a call that it does not run: nothing of it is recorded."""
+    if run.on_end is not None:
+        run.on_end(run)
 
 
 class House:
     """One cell and the isolates in it; survives the cell, which is replaced when it dies."""
 
     def __init__(
-        self, dispatcher: Dispatcher, key: str, kind: CellKind, *, alone: bool = False
+        self,
+        dispatcher: Dispatcher,
+        key: str,
+        kind: CellKind,
+        project_id: str,
+        *,
+        alone: bool = False,
     ) -> None:
         self.dispatcher = dispatcher
         self.key = key
         self.kind = kind
+        self.project_id = project_id
         self.alone = alone
+        self._left = False
         self._cell: Cell | None = None
         self._starting: asyncio.Task[None] | None = None
         self._fetching: dict[Runner, asyncio.Task[None]] = {}
         self._rebuilt: set[Version] = set()  # whose program a cell of this house has refused
         self._runners: dict[int, Runner] = {}  # by isolate
         self._by_version: dict[Version, Runner] = {}
+        self._owed: set[int] = set()  # isolates whose loading the cell has not answered
+        self._loads: deque[tuple[Runner, bytes]] = deque()  # programs that wait for their turn
         self._stop: tuple[Runner, Stop] | None = None
 
     @property
     def idle(self) -> bool:
         return all(runner.idle for runner in self._by_version.values())
 
+    @property
+    def cell(self) -> Cell | None:
+        return self._cell
+
+    @property
+    def used_ns(self) -> int:
+        """When it was last given something to do, of the monotonic clock."""
+        return max((runner.used_ns for runner in self._by_version.values()), default=0)
+
+    @property
+    def outdated(self) -> bool:
+        return self.dispatcher.is_outdated(self)
+
+    def move_out(self) -> None:
+        """Have what has not begun here begin where the project's code runs now."""
+        if not self.outdated:
+            return
+        for runner in tuple(self._by_version.values()):
+            runner.move_out()
+        if not self._by_version and not self._left:
+            self.leave()
+
     def runner(self, version: Version) -> "Runner":
         """Return the version's runner, made now if need be."""
         return self._by_version.get(version) or Runner(version, self)
+
+    def has(self, version: Version) -> bool:
+        return version in self._by_version
 
     def enter(self, runner: "Runner") -> None:
         self._by_version[runner.version] = runner
@@ -251,6 +410,11 @@ class House:
     def cancel(self, run: Run) -> bool:
         runner = self._by_version.get(run.version)
         return runner is not None and runner.cancel(run)
+
+    def take_waiting(self, version_id: str) -> list[Run]:
+        """Take out, and return, what waits for a version and has not begun."""
+        runners = [one for one in self._by_version.values() if one.version.id == version_id]
+        return [run for runner in runners for run in runner.take_waiting()]
 
     def retire(self, version: Version) -> None:
         runner = self._by_version.get(version)
@@ -263,10 +427,9 @@ class House:
             if self._starting is None:
                 self._starting = asyncio.get_running_loop().create_task(self._start())
             return
-        if len(self._runners) >= ISOLATES_MAX:
-            self._unload_least_used()
         runner.isolate = 0
-        program = self.dispatcher.programs.at_hand(runner.version)
+        programs = self.dispatcher.programs
+        program = programs.at_hand(runner.version, hardened=self.kind.hardened)
         if program is None:
             self._fetch(runner)
         else:
@@ -275,11 +438,28 @@ class House:
     def _send_program(self, runner: "Runner", program: bytes) -> None:
         if self._cell is None:
             return  # the next cell loads every runner
+        if len(self._owed) >= LOADS_AT_ONCE:
+            self._loads.append((runner, program))
+            return
+        if len(self._runners) >= ISOLATES_MAX:
+            self._unload_least_used()
         runner.isolate = self._cell.next_isolate()
+        self._owed.add(runner.isolate)
         runner.used_ns = time.monotonic_ns()
         self._runners[runner.isolate] = runner
         header = self._load_header(runner.version)
         self._cell.send(ToCell.LOAD, runner.isolate, packed(header, program))
+
+    def _load_answered(self, isolate: int) -> None:
+        """Take that the cell has loaded a version, or refused to, and go on with the next."""
+        if isolate not in self._owed:
+            raise ValueError("an answer to a load that nobody asked for")
+        self._owed.remove(isolate)
+        while self._loads and len(self._owed) < LOADS_AT_ONCE:
+            runner, program = self._loads.popleft()
+            is_here = self._by_version.get(runner.version) is runner
+            if is_here and runner.loading and not runner.isolate:
+                self._send_program(runner, program)
 
     def _load_header(self, version: Version) -> bytes:
         memory_mb = {handler: version.limits(handler).memory_mb for handler in version.handlers}
@@ -294,6 +474,7 @@ class House:
                 "name": version.function,
                 "fuel": version.overrides.get("fuel", 0),
                 "options": version.options,
+                "hardened": self.kind.hardened,
             }
         return _encode(header)
 
@@ -322,9 +503,10 @@ class House:
 
     async def _fetch_now(self, runner: "Runner", *, anew: bool) -> None:
         programs, version = self.dispatcher.programs, runner.version
+        get = programs.rebuild if anew else programs.program
         while True:
             try:
-                program = await (programs.rebuild(version) if anew else programs.program(version))
+                program = await get(version, hardened=self.kind.hardened)
                 break
             except StoreFailed:
                 raise  # it may be there again in a moment: see `_fetched`
@@ -353,11 +535,12 @@ class House:
         self.dispatcher.runner_gone(runner)
         if self._runners.pop(runner.isolate, None) is not None and self._cell is not None:
             self._cell.send(ToCell.UNLOAD, runner.isolate)
-        if self.alone and not self._by_version:
+        if (self.alone or self.outdated) and not self._by_version:
             self.leave()
 
     def leave(self) -> None:
         """Give the cell up; only called when nothing runs in it."""
+        self._left = True
         self.dispatcher.forget(self)
         for runner in tuple(self._by_version.values()):
             self.dispatcher.runner_gone(runner)
@@ -366,6 +549,7 @@ class House:
         cell, self._cell = self._cell, None
         if cell is not None:
             cell.listener = None
+            self.dispatcher.admission.usage.cell_ended(cell)
             cell.kill()
 
     def _unload_least_used(self) -> None:
@@ -405,32 +589,48 @@ class House:
                 self.leave()
             return
         self._starting = None
+        if self._left:
+            cell.kill()
+            return
         self._cell = cell
+        self.dispatcher.admission.usage.cell_begun(self.project_id, cell)
         cell.listener = self
         for runner in tuple(self._by_version.values()):
             self.load(runner)
 
     # sandbox.supervisor.CellListener
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+    def room_for(self, kind: str, isolate: int) -> int:
+        """Return the most that the cell can have to say so; see the port."""
         runner = self._runners.get(isolate)
-        if runner is not None:
-            runner.on_output(cpu_ns, peak_bytes, MESSAGES.decode(messages))
+        if kind == FromCell.OUTPUT:
+            return -1 if runner is None else runner.output_room
+        if kind == FromCell.LOADED:
+            return LOADED_BYTES_MAX if isolate in self._owed else -1
+        if kind == FromCell.REFUSED:
+            return TOLD_BYTES_MAX if isolate in self._owed else -1
+        if kind == FromCell.STOPPED:
+            at_work = isolate in self._owed or (runner is not None and runner.output_room >= 0)
+            return STOP_BYTES_MAX if at_work else -1
+        return -1
+
+    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+        self._runners[isolate].on_output(cpu_ns, peak_bytes, messages)
 
     def on_built(self, isolate: int, program: bytes) -> None:
         raise ValueError("a program that nobody asked for")
 
     def on_loaded(self, isolate: int, answer: bytes) -> None:
+        self._load_answered(isolate)
         runner = self._runners.get(isolate)
-        if runner is not None:
+        if runner is not None:  # else it has been given up meanwhile
             self._rebuilt.discard(runner.version)
             runner.on_loaded()
 
     def on_refused(self, isolate: int, error: GuestError) -> None:
+        self._load_answered(isolate)
         runner = self._runners.get(isolate)
         if runner is None:
             return
-        if not runner.loading:
-            raise ValueError("a version that was not being loaded")
         if error.name == "MemoryError" and not self.alone:
             runner.rerun_all_alone()
             self.unload(runner)
@@ -442,18 +642,21 @@ class House:
             runner.isolate = 0
             self._fetch(runner, anew=True)
             return
-        runner.fail_all(error)
+        runner.fail_all(clipped(error))
         self.unload(runner)
 
     def on_stopped(self, isolate: int, stop: bytes) -> None:
         runner = self._runners.get(isolate)
         if runner is not None:
-            self._stop = (runner, STOP.decode(stop))
+            self._stop = (runner, read_stop(stop))
 
     def on_death(self, death: Death) -> None:
         """Find who killed the cell; everybody else starts again."""
+        self.dispatcher.admission.usage.cell_ended(self._cell, death.cpu_ns)
         self._cell = None
         self._runners.clear()
+        self._owed.clear()
+        self._loads.clear()
         stop, self._stop = self._stop, None
         runners = tuple(self._by_version.values())
         unloaded = [runner for runner in runners if runner.loading]
@@ -464,7 +667,7 @@ class House:
         if stop is not None and (stop[0].holds(stop[1].run) or stop[0] in unloaded):
             stop[0].stopped(stop[1], loading=stop[0] in unloaded)
         else:
-            suspects = [run for runner in runners for run in runner.suspects()]
+            suspects = _suspects(runners, death)
             if len(suspects) == 1:
                 suspects[0].runner.killed(suspects[0].run, death)
             elif suspects:
@@ -479,3 +682,11 @@ class House:
             runner.start_again()
         if self.alone and self.idle:
             self.leave()
+
+
+def _suspects(runners: Iterable[Runner], death: Death) -> list[Suspect]:
+    """Return the runs that may have killed a cell without a word."""
+    found = [suspect for runner in runners for suspect in runner.suspects()]
+    if death.lied and not found:  # it spoke when no batch was out
+        found = [suspect for runner in runners for suspect in runner.inside()]
+    return found

@@ -8,6 +8,7 @@ The check stands in the network backend, so no request can go around it, whateve
 """
 
 import asyncio
+import re
 import select
 import socket
 import ssl
@@ -16,16 +17,23 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Network, ip_address
 from typing import Any, Final, Protocol, TypeVar
 
 import httpcore
 import httpx
 
-from engine.addresses import Network, why_forbidden
+from engine.addresses import Network, Reach, refusal
+from engine.allowed_hosts import PORTS_OF_OTHERS, host_allowed
 from engine.errors import HostCallRefused
 
 MIB: Final = 1024 * 1024
+OF_OTHERS: Final = "belongs to another protocol than HTTP"
+# As it goes to the resolver: a name or an address. No zone (`%eth0`), no sign that resolvers read
+# differently, no empty label.
+_HOST: Final = re.compile(
+    rb"(?=.{1,254}$)[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?|(?=.*:.*:)[0-9A-Fa-f:.]{2,45}"
+)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the addresses of a host, best first; raises OSError when there is none."""
@@ -52,7 +60,7 @@ class EgressRefused(HostCallRefused):
     code = "egress_refused"
 
     def __init__(self, detail: str, reason: str) -> None:
-        self.reason = reason  # scheme | host | address | redirect: a label of metrics
+        self.reason = reason  # scheme | host | port | address | redirect: a label of metrics
         super().__init__(detail)
 
 
@@ -97,16 +105,25 @@ class Egress:
         self,
         allow: Sequence[Network],
         *,
+        deny: Sequence[Network] = (),
+        deny_hosts: Sequence[str] = (),
+        nat64: Sequence[IPv6Network] = (),
         resolve: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
         limits: EgressLimits | None = None,
     ) -> None:
+        """The first four are what the operator says: see `addresses.Reach`."""
         limits = limits or EgressLimits()
         self.blocked: Counter[str] = Counter()  # by reason
-        self._allow = tuple(allow)
+        self._reach = Reach(
+            allow=tuple(allow),
+            deny=tuple(deny),
+            deny_hosts=tuple(deny_hosts),
+            nat64=tuple(nat64),
+        )
         self._companions: dict[Callable[..., Companion], Companion] = {}
         self._threads = ThreadPoolExecutor(limits.resolver_threads, thread_name_prefix="egress-dns")
-        self._network = _CheckedNetwork(allow, resolve or self._look_up, limits)
+        self._network = _CheckedNetwork(self._reach, resolve or self._look_up, limits)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or httpx.create_ssl_context(trust_env=False),
             max_connections=limits.connections,
@@ -124,6 +141,7 @@ class Egress:
         body: bytes | None = None,
         timeout_ms: int,
         response_bytes_max: int = MIB,
+        any_port: bool = False,
     ) -> Response:
         """Send one request and read its answer.
 
@@ -134,13 +152,15 @@ class Egress:
             body: None sends no body and no Content-Length.
             timeout_ms: for all of it: name, connection, request, answer.
             response_bytes_max: reading stops here; the answer says `truncated`.
+            any_port: also one of those that belong to another protocol than HTTP.
 
         Raises:
-            EgressRefused: the scheme or the address is not allowed.
+            EgressRefused: the scheme, the host, the port or the address is not allowed.
             EgressFailed: no answer, or none in time.
         """
         try:
-            _check_url(url)
+            _check_url(url, any_port=any_port)
+            self._check_host(url.raw_host.decode("ascii"), _port(url))
             async with asyncio.timeout(timeout_ms / 1000):
                 return await self._exchange(method, url, headers, body, response_bytes_max)
         except EgressRefused as error:
@@ -174,6 +194,9 @@ class Egress:
             EgressFailed: no connection, or none in time.
         """
         try:
+            if not _HOST.fullmatch(host.encode("ascii", "replace")):
+                raise EgressRefused(f"{host!r} is not a host", "host")  # noqa: TRY301
+            self._check_host(host, port)
             async with asyncio.timeout(timeout_ms / 1000):
                 return await self._network.open_socket(host, port)
         except EgressRefused as error:
@@ -184,14 +207,14 @@ class Egress:
         except OSError as error:
             raise EgressFailed(f"no connection to {host}: {error}", "connect") from error
 
-    def companion(self, make: Callable[[Sequence[Network]], CompanionT]) -> CompanionT:
-        """Return what `make` made of the operator's allow list: once, and closed with this.
+    def companion(self, make: Callable[[Reach], CompanionT]) -> CompanionT:
+        """Return what `make` made of the operator's rules: once, and closed with this.
 
         For a provider's library that opens its connections itself: it has to check them alike.
         """
         known = self._companions.get(make)
         if known is None:
-            known = self._companions[make] = make(self._allow)
+            known = self._companions[make] = make(self._reach)
         return known  # type: ignore[return-value]  # what `make` makes is what was kept under it
 
     async def close(self) -> None:
@@ -199,6 +222,11 @@ class Egress:
             await companion.close()
         await self._pool.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _check_host(self, host: str, port: int) -> None:
+        if host_allowed(host, port, self._reach.deny_hosts):
+            detail = f"{host} is closed by the operator, with CLOUDCODE_EGRESS_DENY"
+            raise EgressRefused(detail, "host")
 
     async def _exchange(
         self,
@@ -245,8 +273,8 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
     The URL keeps its name, so Host, SNI and the certificate's check are those of the name.
     """
 
-    def __init__(self, allow: Sequence[Network], resolve: Resolve, limits: EgressLimits) -> None:
-        self._allow = tuple(allow)
+    def __init__(self, reach: Reach, resolve: Resolve, limits: EgressLimits) -> None:
+        self._reach = reach
         self._resolve = resolve
         self._limits = limits
         self._network = httpcore.AnyIOBackend()
@@ -306,16 +334,11 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         permitted = []
         refused = []
         for text in found:
-            address = ip_address(text)
-            word = why_forbidden(address, self._allow)
-            if word is None:
+            why = refusal(ip_address(text), self._reach)
+            if why is None:
                 permitted.append(text)
             else:
-                network = f"{str(address).partition('%')[0]}/{address.max_prefixlen}"
-                refused.append(
-                    f"address {address} is {word}; "
-                    f"the operator can allow it with CLOUDCODE_EGRESS_ALLOW={network}"
-                )
+                refused.append(why)
         if refused and not permitted:
             raise EgressRefused(refused[0], "address")
         return permitted
@@ -379,11 +402,20 @@ def _getaddrinfo(host: str, port: int) -> list[str]:
     return [str(answer[4][0]) for answer in answers]
 
 
-def _check_url(url: httpx.URL) -> None:
+def _check_url(url: httpx.URL, *, any_port: bool) -> None:
     if url.scheme not in ("http", "https"):
         raise EgressRefused(f"only http and https are possible, not {url.scheme!r}", "scheme")
     if not url.raw_host:
         raise EgressRefused("the URL names no host", "scheme")
+    if not _HOST.fullmatch(url.raw_host):
+        raise EgressRefused(f"{url.host!r} is not a host", "host")
+    port = _port(url)
+    if port in PORTS_OF_OTHERS and not any_port:
+        raise EgressRefused(f"port {port} {OF_OTHERS}; use another port", "port")
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def _failed(error: Exception, host: str) -> EgressFailed:

@@ -5,6 +5,7 @@ EngineError
 |- NotFound           the caller's: no such thing in this project
 |- Conflict           the caller's: it exists already, or is in use
 |- PayloadTooLarge    the caller's: names the limit
+|- QuotaExceeded      the project's: names the allowance
 |- HostCallRefused    the guest's: one host call, answered with an error
 `- StoreFailed        ours: in store.journal
 """
@@ -71,6 +72,21 @@ class PayloadTooLarge(EngineError):
     def __init__(self, what: str, limit_name: str, limit_bytes: int, used_bytes: int) -> None:
         self.limit = {"name": limit_name, "value": limit_bytes, "used": used_bytes}
         super().__init__(f"{what} is {used_bytes} bytes; the limit {limit_name} is {limit_bytes}")
+
+
+class QuotaExceeded(EngineError):
+    """The project has as much of something as it may have: an allowance of `engine.allowances`."""
+
+    code = "quota_exceeded"
+
+    def __init__(
+        self, name: str, value: float, used: float, *, retry_after_s: int, why: str
+    ) -> None:
+        self.limit = {"name": name, "value": value, "used": used}
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"{why}: {name} is {value:,}, used {used:,}; try again in {retry_after_s} s"
+        )
 
 
 class HostCallRefused(EngineError):

@@ -13,7 +13,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from engine.catalogue import Catalogue, Device
+from engine.catalogue import Catalogue, Device, Trigger, Version
+from engine.causality import Share, first_share
 from engine.clock import Clock, iso
 from engine.enqueue import Owner, as_declared, enqueue, in_turn
 from engine.errors import Invalid, PayloadTooLarge
@@ -22,7 +23,6 @@ from engine.intents import origin_through
 from engine.quotas import (
     EVENT_BYTES_MAX,
     JSON_DEPTH_MAX,
-    TRIGGER_DEPTH_MAX,
     WRITE_VALUES_MAX,
 )
 from engine.run import Run, Value
@@ -69,11 +69,22 @@ class RawWrite(msgspec.Struct):
     values: list[SentValue]
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct):
     """What one write put into a commit."""
 
     event_id: str
     runs: list[Run]
+    stopped: str = ""  # why a trigger did not make a run: see engine.causality
+    stopped_count: int = 0  # ... and how many
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A trigger that a write fires, and the run that it is to make."""
+
+    trigger: Trigger
+    execution_id: str
+    version: Version
+    handler: str
 
 
 def has_ids(raw: Sequence[SentValue]) -> bool:
@@ -205,7 +216,9 @@ class Events:
         checked: tuple[Value, ...],
         *,
         source: str,
-        parent: Run | None = None,
+        matched: list[Match] | None = None,
+        share: Share | None = None,
+        root_id: str = "",
         origin: str = "",
     ) -> Accepted:
         """Add to `commit` the event, its values and the runs they cause.
@@ -215,7 +228,9 @@ class Events:
             device: whose timeline.
             checked: from `check_values`.
             source: `http`, `gateway` or `function`.
-            parent: the run that writes, when a function does.
+            matched: from `matching`, if that is known already.
+            share: what the runs get that it triggers, when a function is behind it.
+            root_id: when a function's run writes: its root.
             origin: then that of the write, see `intents.origin_below`.
         """
         now_ms = self._clock()
@@ -225,10 +240,58 @@ class Events:
         payload = f'{{"values":[{joined}]}}'
         commit.insert(events, (event_id, device.project_id, device.id, now_ms, source, payload))
         self._store(commit, device, checked, now_ms)
-        runs = self._match(
-            commit, device, checked, event_id, joined, now_ms, source, parent, origin
-        )
-        return Accepted(event_id, runs)
+        matched = self.matching(device, checked) if matched is None else matched
+        accepted = Accepted(event_id, [])
+        if not matched:
+            return accepted
+        if share is None:
+            share = first_share(len(matched))
+        position_ms = max(value.at_ms for value in checked)
+        created_ns = time.monotonic_ns()
+        for match in matched:
+            if not share.take():
+                accepted.stopped = share.stopped
+                accepted.stopped_count += 1
+                continue
+            run = Run(
+                execution_id=match.execution_id,
+                version=match.version,
+                handler=match.handler,
+                cause="write",
+                limits=match.version.limits(match.handler),
+                input=write_input(match.handler, device, event_id, joined, now_ms, source),
+                created_ms=now_ms,
+                created_ns=created_ns,
+                root_id=root_id or match.execution_id,
+                depth=share.depth,
+                path=share.path,
+                budget=share.each,
+                event_id=event_id,
+                device=device,
+                origin=origin_through(origin, match.trigger.id) if origin else "",
+            )
+            as_declared(run)
+            if match.trigger.in_order:
+                in_turn(run, match.trigger, position_ms)
+            enqueue(commit, run, self._owner)
+            accepted.runs.append(run)
+        return accepted
+
+    def matching(self, device: Device, checked: tuple[Value, ...]) -> list[Match]:
+        """Return which triggers these values fire, and what each of them runs."""
+        found = []
+        for trigger in self._catalogue.triggers(device.product_id):
+            if trigger.keys and not any(value.key in trigger.keys for value in checked):
+                continue
+            function = self._catalogue.function_by_id(trigger.function_id)
+            if function is None:
+                continue
+            execution_id = new_id("exe")
+            version = function.choose(execution_id)
+            handler = write_handler(version.handlers)
+            if handler is not None:
+                found.append(Match(trigger, execution_id, version, handler))
+        return found
 
     def _store(
         self, commit: Commit, device: Device, checked: tuple[Value, ...], now_ms: int
@@ -249,62 +312,6 @@ class Events:
         if len(self._known) >= RESOURCES_KNOWN_MAX:
             self._known.clear()
         self._known[device_id, key] = None
-
-    def _match(
-        self,
-        commit: Commit,
-        device: Device,
-        checked: tuple[Value, ...],
-        event_id: str,
-        joined: str,
-        now_ms: int,
-        source: str,
-        parent: Run | None,
-        origin: str,
-    ) -> list[Run]:
-        triggers = self._catalogue.triggers(device.product_id)
-        depth = 0 if parent is None else parent.depth + 1
-        if not triggers:
-            return []
-        if parent is not None and depth > TRIGGER_DEPTH_MAX:
-            text = f"triggers nothing: {depth} functions deep, at most {TRIGGER_DEPTH_MAX} are"
-            parent.log.append(("warn", parent.clock_ms, text))
-            return []
-        runs = []
-        created_ns = time.monotonic_ns()
-        for trigger in triggers:
-            if trigger.keys and not any(value.key in trigger.keys for value in checked):
-                continue
-            function = self._catalogue.function_by_id(trigger.function_id)
-            if function is None:
-                continue
-            execution_id = new_id("exe")
-            version = function.choose(execution_id)
-            handler = write_handler(version.handlers)
-            if handler is None:
-                continue
-            root_id = execution_id if parent is None else parent.root_id
-            run = Run(
-                execution_id=execution_id,
-                version=version,
-                handler=handler,
-                cause="write",
-                limits=version.limits(handler),
-                input=write_input(handler, device, event_id, joined, now_ms, source),
-                created_ms=now_ms,
-                created_ns=created_ns,
-                root_id=root_id,
-                depth=depth,
-                event_id=event_id,
-                device=device,
-                origin=origin_through(origin, trigger.id) if origin else "",
-            )
-            as_declared(run)
-            if trigger.in_order:
-                in_turn(run, trigger, max(value.at_ms for value in checked))
-            enqueue(commit, run, self._owner)
-            runs.append(run)
-        return runs
 
 
 def write_handler(handlers: tuple[str, ...]) -> str | None:

@@ -17,6 +17,9 @@ from engine.quotas import TRIGGER_DEPTH_MAX
 from engine.store.deployments import Deployment
 from engine.store.explain import Attempt, Binding, Code, Facts, Waiting
 from engine.store.tables import PARKED
+from engine.usage import Exceeded
+
+OVER_QUOTA: Final = "over_quota"
 
 
 class Verdict(StrEnum):
@@ -30,11 +33,13 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"  # a limit that the version declares: see the reason
     CANCELLED = "cancelled"
     DEAD_LETTERED = "dead_lettered"  # every attempt failed
+    SET_ASIDE = "set_aside"  # its device is held back; it waits among the dead letters
     FILTERED = "filtered"  # the event has none of the trigger's keys
     NO_HANDLER = "no_handler"
     NOT_BOUND_THEN = "not_bound_then"  # the trigger is younger than the event
     NOT_BOUND = "not_bound"  # it could take device writes, and no trigger makes it
     TOO_DEEP = "too_deep"  # a function wrote the event, at the end of too long a chain
+    OVER_BUDGET = "over_budget"  # ... or of too many runs that one event has caused
     UNKNOWN = "unknown"  # it should have run, and there is no record of it
 
 
@@ -89,11 +94,18 @@ _WAITS: Final = {
     "later": "it is due at {due}",
     "order": "an earlier run of the device has not ended",
     "limit": "as many as its version allows beside each other are running",
+    "breaker_open": "its version has taken its cells down, and is held back until {due}",
 }
 
 
 def explain(
-    facts: Facts, *, now_ms: int, running: Collection[str], quarantined: Mapping[str, int]
+    facts: Facts,
+    *,
+    now_ms: int,
+    running: Collection[str],
+    quarantined: Mapping[str, int],
+    held_back: Mapping[str, int],
+    exceeded: Exceeded | None = None,
 ) -> Explanation:
     """Return one item for each trigger of the product, and each function that could have one.
 
@@ -102,16 +114,18 @@ def explain(
         now_ms: the time.
         running: ids of runs that this node has in a cell.
         quarantined: versions (ids) that have killed a cell of this node: until when, ms.
+        held_back: versions (ids) whose breaker is open: until when, ms.
+        exceeded: the CPU budget that the project has used up.
     """
     payload = msgspec.json.decode(facts.event.payload, type=_Payload)
     keys = tuple(dict.fromkeys(value.key for value in payload.values))
-    explainer = _Explainer(facts, keys, now_ms, running, quarantined)
+    explainer = _Explainer(facts, keys, now_ms, running, quarantined, held_back, exceeded)
     items = explainer.items()
     return Explanation(
         summary=_summary(facts, items),
         keys=keys,
         items=items,
-        written_by=None if facts.writer is None else facts.writer[0],
+        written_by=None if facts.writer is None else facts.writer.execution_id,
     )
 
 
@@ -123,12 +137,16 @@ class _Explainer:
         now_ms: int,
         running: Collection[str],
         quarantined: Mapping[str, int],
+        held_back: Mapping[str, int],
+        exceeded: Exceeded | None,
     ) -> None:
         self._facts = facts
         self._keys = keys
         self._now_ms = now_ms
         self._running = running
         self._quarantined = quarantined
+        self._held_back = held_back
+        self._exceeded = exceeded
         self._chains = _chains(facts)
 
     def items(self) -> tuple[Item, ...]:
@@ -189,11 +207,16 @@ class _Explainer:
                     f"afterStore: it has {', '.join(code.handlers.get(without[0], ()))}",
                 )
         writer = self._facts.writer
-        if writer is not None and writer[1] + 1 > TRIGGER_DEPTH_MAX:
+        if writer is not None and writer.depth + 1 > TRIGGER_DEPTH_MAX:
+            way = f"; it {writer.stopped}" if writer.stopped else ""
             return item(
                 Verdict.TOO_DEEP,
-                f"{writer[0]} wrote the event {writer[1] + 1} functions deep; events of at most "
-                f"{TRIGGER_DEPTH_MAX} trigger anything",
+                f"{writer.execution_id} wrote the event {writer.depth + 1} functions deep; events "
+                f"of at most {TRIGGER_DEPTH_MAX} trigger anything{way}",
+            )
+        if writer is not None and writer.stopped:
+            return item(
+                Verdict.OVER_BUDGET, f"{writer.execution_id} wrote the event, and {writer.stopped}"
             )
         return item(
             Verdict.UNKNOWN,
@@ -228,14 +251,21 @@ class _Explainer:
         assert waiting is not None
         if waiting.id in self._running:
             return _Told(Verdict.RUNNING, f"attempt {waiting.attempt} is running: {waiting.id}")
-        held = self._held_up(code)
+        held = _until(code, self._quarantined)
         reason = _reason(waiting, self._now_ms)
+        if reason in {None, "later"} and (back_ms := _until(code, self._held_back)) is not None:
+            detail = _WAITS["breaker_open"].format(due=iso(back_ms))
+            return _Told(
+                Verdict.WAITING, detail, reason="breaker_open", due_ms=back_ms, until_ms=held
+            )
         if reason is not None:
             due = iso(waiting.due_ms)
             detail = _WAITS[reason].format(attempt=waiting.attempt, due=due)
             later = waiting.due_ms > self._now_ms
             due_ms = waiting.due_ms if later else None
             return _Told(Verdict.WAITING, detail, reason=reason, due_ms=due_ms, until_ms=held)
+        if self._exceeded is not None:
+            return _over_quota(self._exceeded)
         if held is not None:
             detail = (
                 f"its version has taken a cell down, and runs in one of its own until {iso(held)}"
@@ -244,13 +274,6 @@ class _Explainer:
         if waiting.node_id is None:
             return _Told(Verdict.QUEUED, "it waits for a node to claim it", reason="unclaimed")
         return _Told(Verdict.QUEUED, f"{waiting.node_id} has it", reason="claimed")
-
-    def _held_up(self, code: Code | None) -> int | None:
-        """Return until when a live version of it is in quarantine."""
-        if code is None or not code.deployments:
-            return None
-        ids = (code.version_ids.get(share.version, "") for share in code.deployments[0].versions)
-        return next((self._quarantined[one] for one in ids if one in self._quarantined), None)
 
     def _ended(self, chain: _Chain) -> "_Told":
         last = chain.attempts[-1]
@@ -264,6 +287,8 @@ class _Explainer:
             ),
             None,
         )
+        if letter is not None and error.get("reason") == "breaker_open":
+            return _Told(Verdict.SET_ASIDE, message, reason="breaker_open", dead_letter_id=letter)
         if letter is not None:
             detail = f"all {last.attempt} attempts failed, the last as {last.status}: {message}"
             return _Told(Verdict.DEAD_LETTERED, detail, dead_letter_id=letter)
@@ -294,6 +319,22 @@ class _Told:
     due_ms: int | None = None
     dead_letter_id: str | None = None
     until_ms: int | None = None
+
+
+def _over_quota(spent: Exceeded) -> _Told:
+    detail = (
+        f"the project is over its quota: {spent.name} is {spent.value:g}, used {spent.used:.3g}; "
+        f"it goes on at {iso(spent.until_ms)}"
+    )
+    return _Told(Verdict.WAITING, detail, reason=OVER_QUOTA, due_ms=spent.until_ms)
+
+
+def _until(code: Code | None, held: Mapping[str, int]) -> int | None:
+    """Return until when a live version of it is among those that are held."""
+    if code is None or not code.deployments:
+        return None
+    ids = (code.version_ids.get(share.version, "") for share in code.deployments[0].versions)
+    return next((held[one] for one in ids if one in held), None)
 
 
 def _chains(facts: Facts) -> dict[str, list[_Chain]]:
@@ -419,11 +460,13 @@ _PHRASES: Final[Mapping[Verdict, str]] = {
     Verdict.SKIPPED: "Skipped",
     Verdict.CANCELLED: "Cancelled",
     Verdict.DEAD_LETTERED: "Failed at every attempt",
+    Verdict.SET_ASIDE: "Set aside",
     Verdict.FILTERED: "Filtered out by its keys",
     Verdict.NO_HANDLER: "Without a handler for device writes",
     Verdict.NOT_BOUND_THEN: "Bound only later",
     Verdict.NOT_BOUND: "Not bound",
     Verdict.TOO_DEEP: "Too deep in a chain of functions",
+    Verdict.OVER_BUDGET: "Its root event has caused enough",
     Verdict.UNKNOWN: "Without a record",
 }
 assert _PHRASES.keys() == set(Verdict)

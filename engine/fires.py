@@ -52,6 +52,7 @@ class Outcome(StrEnum):
     OVERLAPPED = "overlapped"  # an earlier run had not ended: nothing runs
     MISSED = "missed"  # it was too late for the catch-up window: nothing runs
     MISSED_MORE = "missed_more"  # as missed, with all due times between it and the next row
+    QUEUE_FULL = "queue_full"  # the project may have no more in the queue: nothing runs
     NOTHING_TO_RUN = "nothing_to_run"  # the function has no live version with a handler for it
 
 

@@ -21,7 +21,7 @@ from engine.bundles import (
     check_module,
     check_options,
 )
-from engine.control import Control
+from engine.control import Catalogue, Control
 from engine.declarations import declared, for_handlers
 from engine.deployments import NewId, check_secrets, put_live, whole
 from engine.errors import CompileFailed, Conflict, Invalid, NotFound
@@ -57,8 +57,19 @@ OF_JAVASCRIPT: Final = ("source", "files", "main")  # fields of an upload
 OF_WASM: Final = ("wasm", "args", "io", "exports", "reuse", "handlers")
 
 
+class Isolating(Catalogue, Protocol):
+    """Port: knows projects, too."""
+
+    def hardened(self, project_id: str) -> bool:
+        """Say in which kind of cell the project's code is compiled and runs."""
+        ...
+
+
 class Workshop(Control, Protocol):
     """Port: what making a version needs besides."""
+
+    @property
+    def catalogue(self) -> Isolating: ...
 
     @property
     def builder(self) -> Builder: ...
@@ -97,6 +108,7 @@ class _Draft:
     version: Version
     wasm: bytes = field(default=b"", repr=False)
     program: bytes = field(repr=False)
+    hardened: bool  # which cells the program is for
     warnings: tuple[SourceWarning, ...] = ()
 
 
@@ -258,6 +270,7 @@ async def _build_bundle(
         body=bundle.body,
         main=bundle.main,
         memory_mb=version.limits.get("memory_mb", BUILD_MEMORY_MB),
+        hardened=workshop.catalogue.hardened(function.project_id),
     )
     built = await _compile(workshop.builder, recipe, bundle)
     handlers = tuple(handler for handler in built.handlers if handler in HANDLER_LIMITS)
@@ -279,7 +292,12 @@ async def _build_bundle(
         main=bundle.main,
         program=built.program.decode(),
     )
-    return _Draft(version=version, program=built.program, warnings=built.warnings)
+    return _Draft(
+        version=version,
+        program=built.program,
+        hardened=recipe.hardened,
+        warnings=built.warnings,
+    )
 
 
 async def _build_module(
@@ -295,6 +313,7 @@ async def _build_module(
         options=module.options.as_json(),
         memory_mb=least_memory_mb(version.handlers, version.limits),
         fuel=version.limits.get("fuel", 0),
+        hardened=workshop.catalogue.hardened(function.project_id),
     )
     built = await _compile(workshop.builder, recipe, module)
     options = recipe.options
@@ -304,7 +323,9 @@ async def _build_module(
     sha256 = await asyncio.to_thread(hashlib.sha256, module.wasm)
     facts = WasmFacts(kind=built.kind, bytes=len(module.wasm), sha256=sha256.hexdigest())
     version = replace(version, created_ms=workshop.clock(), options=options, wasm=facts)
-    return _Draft(version=version, wasm=module.wasm, program=built.program)
+    return _Draft(
+        version=version, wasm=module.wasm, program=built.program, hardened=recipe.hardened
+    )
 
 
 def _check_fields(upload: Upload, runtime: Runtime, of: str = "") -> None:
@@ -358,7 +379,8 @@ async def _compile(builder: Builder, recipe: Recipe, package: Bundle | Module) -
 
 def _keep(workshop: Workshop, version: Version, draft: _Draft) -> None:
     if version.wasm is not None:
-        workshop.programs.keep(version.id, draft.program)  # before its first run asks for it
+        # Before its first run asks for it.
+        workshop.programs.keep(version.id, draft.program, hardened=draft.hardened)
 
 
 def _insert_first(
@@ -401,7 +423,7 @@ def _insert(
     if version.wasm is None:
         return
     insert_module(connection, version.id, version.wasm, draft.wasm)
-    programs.insert(connection, project_id, version.id, draft.program)
+    programs.insert(connection, project_id, version.id, draft.program, hardened=draft.hardened)
 
 
 def _delete(

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from engine.catalogue import Version
+from engine.causality import Above
 from engine.durations import duration_ms
 from engine.enqueue import Owner, enqueue
 from engine.errors import EngineError, Invalid, PayloadTooLarge
@@ -158,6 +159,7 @@ def take_job(
     batch_id: str | None,
     owner: Owner,
     now_ms: int,
+    above: Above | None = None,
 ) -> Run:
     """Add to `commit` the job and its first run; return the run, for the backlog.
 
@@ -171,6 +173,7 @@ def take_job(
         batch_id: of the call that brought several.
         owner: see `enqueue`.
         now_ms: when it was asked for.
+        above: the function's run that asked for it, if it has to stand below that.
     """
     queued, lane = queued_as(version, job)
     run = Run(
@@ -189,6 +192,8 @@ def take_job(
         due_ms=due_at(queued, now_ms, job.due_ms),
         policy=queued,
     )
+    if above is not None:
+        run.beneath(above)
     enqueue(commit, run, owner)
     commit.insert(
         jobs,

@@ -1,9 +1,12 @@
-"""What isolates are told and what they say: the elements of batches and outputs, checked by shape.
+"""What isolates are told and what they say: the elements of batches and outputs, checked.
 
-Path:   runner -> `start_message`, `answer_message` -> cell ... `MESSAGES` <- cell
-Never:  trusts more than the shape: numbers and sizes are checked where they are used.
+Path:   runner -> `start_message`, `answer_message` -> cell ... `messages_of` <- cell
+Never:  decodes more at once than one message, or a message larger than its kind can be; believes a
+        name, a text or a figure that no guest's runtime of ours would send.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -12,6 +15,8 @@ from engine.run import Run
 from runtimes.contract import (
     ABORT,
     ANSWER,
+    FRAME_BYTES_MAX,
+    MIB,
     START,
     Count,
     DoneStatus,
@@ -20,9 +25,31 @@ from runtimes.contract import (
     Outcome,
 )
 
+# What guests' runtimes send at most. Texts are limited there in UTF-16 units, which have three
+# bytes at most, or six where JSON escapes them.
+DONE_BYTES_MAX: Final = 4 * MIB  # a result of 1 MiB of units
+CALL_BYTES_MAX: Final = 13 * MIB  # 4 MiB of units: what one step may ask, in one call
+LOG_BYTES_MAX: Final = MIB  # 64 KiB of units, and 256 lines' level and time
+USAGE_BYTES_MAX: Final = 256
+MESSAGE_BYTES_MAX: Final = (DONE_BYTES_MAX, CALL_BYTES_MAX, LOG_BYTES_MAX, USAGE_BYTES_MAX)
+MESSAGES_PER_RUN: Final = 2_100  # 1,001 calls, in WebAssembly each with its usage; the log between
+TOLD_BYTES_MAX: Final = 256 * 1024  # of an error or a stop that a run ends with
+STOP_BYTES_MAX: Final = MIB  # with the log that the end of the cell would lose
+OUTPUT_BYTES: Final = 16 * MIB  # the host calls of a step, whoever makes them, and the log
+OUTPUT_RUN_BYTES: Final = 5 * MIB  # the result of each run, or its one call that waits
+LEVELS: Final = frozenset({"debug", "info", "warn", "error"})
+_HEAD_BYTES: Final = 3  # `[1,`
+_OPEN, _KIND_0, _COMMA = b"[0,"
+_KINDS_COUNT: Final = len(MESSAGE_BYTES_MAX)
+_BETWEEN: Final = b",\n"
+_LIMITS: Final = frozenset({"cpu_ms", "wall_ms", "memory_mb", "stack_bytes", "fuel"})
+_STOPS: Final = frozenset({Outcome.CPU_EXCEEDED, Outcome.MEMORY_EXCEEDED, Outcome.TIMED_OUT})
+_CELL_STOPS: Final = _STOPS | {Outcome.CRASHED}
+_NAME_CHARS, _MESSAGE_CHARS, _STACK_CHARS, _FILE_CHARS = 200, 4_200, 8_000, 300
+
 
 class Done(msgspec.Struct, array_like=True, tag=0):
-    run: int
+    run: Count
     status: DoneStatus
     value: msgspec.Raw
     cpu_ns: Count = 0  # this and the rest: where the runtime knows them of each run
@@ -31,20 +58,20 @@ class Done(msgspec.Struct, array_like=True, tag=0):
 
 
 class Call(msgspec.Struct, array_like=True, tag=1):
-    run: int
-    call: int
+    run: Count
+    call: Count
     operation: str
     arguments: msgspec.Raw
 
 
 class LogLines(msgspec.Struct, array_like=True, tag=2):
-    run: int
+    run: Count
     lines: list[tuple[str, Count, str]]
-    dropped: int
+    dropped: Count
 
 
 class Usage(msgspec.Struct, array_like=True, tag=3):
-    run: int
+    run: Count
     cpu_ns: Count
     memory_bytes: Count
     fuel: Count
@@ -59,7 +86,7 @@ class Stopped(msgspec.Struct):
 
 
 class Stop(msgspec.Struct):
-    run: int
+    run: Count
     outcome: Outcome
     limit: LimitHit | None
     log: list[str]
@@ -74,23 +101,108 @@ class Thrown(msgspec.Struct):
     column: Count = 0
 
 
-MESSAGES: Final = msgspec.json.Decoder(list[Done | Call | LogLines | Usage])
-COUNT: Final = msgspec.json.Decoder(Count)
-STOPPED: Final = msgspec.json.Decoder(Stopped)
-STOP: Final = msgspec.json.Decoder(Stop)
-THROWN: Final = msgspec.json.Decoder(Thrown)
+Message = Done | Call | LogLines | Usage
+_MESSAGE: Final = msgspec.json.Decoder(Message)
+_COUNT: Final = msgspec.json.Decoder(Count)
+_STOPPED: Final = msgspec.json.Decoder(Stopped)
+_STOP: Final = msgspec.json.Decoder(Stop)
+_THROWN: Final = msgspec.json.Decoder(Thrown)
 
 
-def check_raw(text: bytes) -> None:
-    """Look into what `msgspec.Raw` took unseen: it will be stored, and read again by others.
+def output_bytes_max(runs_count: int) -> int:
+    """Return how large an output can be, with so many runs inside."""
+    return min(FRAME_BYTES_MAX, OUTPUT_BYTES + runs_count * OUTPUT_RUN_BYTES)
+
+
+def messages_of(output: bytes, count_max: int) -> Iterator[Message]:
+    r"""Yield the messages of an output one by one, each decoded when its turn comes.
+
+    Ten bytes of JSON can be a hundred in memory, so nothing is decoded before its size is known.
+    Between two messages are a comma and a line break, and no message has a line break inside.
 
     Raises:
-        ValueError: it is not UTF-8, or not JSON; the guest's runtime would never send it.
+        ValueError, msgspec.MsgspecError: it is no output, or has more than `count_max` messages.
     """
-    try:
-        msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+    if output[:1] != b"[" or output[-1:] != b"]":
+        raise ValueError("an output that is no array")
+    at, last, count = 1, len(output) - 1, 0
+    while at < last:
+        end = output.find(_BETWEEN, at, last)
+        if end < 0:
+            end = last
+        count += 1
+        size = end - at
+        if count > count_max or size < _HEAD_BYTES:
+            raise ValueError(f"message {count}, of {size} bytes")
+        kind = output[at + 1] - _KIND_0
+        if output[at] != _OPEN or output[at + 2] != _COMMA or not 0 <= kind < _KINDS_COUNT:
+            raise ValueError(f"message {count} begins with {output[at : at + _HEAD_BYTES]!r}")
+        if size > MESSAGE_BYTES_MAX[kind]:
+            raise ValueError(f"message {count}, of kind {kind} and {size} bytes")
+        yield _MESSAGE.decode(output[at:end])
+        at = end + len(_BETWEEN)
+
+
+def read_count(value: bytes) -> int:
+    return _COUNT.decode(value)
+
+
+def read_thrown(value: bytes) -> GuestError:
+    """Return what a run threw, cut to what may be stored."""
+    _check_told(value)
+    thrown = _THROWN.decode(value)
+    error = GuestError(
+        name=thrown.name, message=thrown.message, stack=thrown.stack, file=thrown.file,
+        line=thrown.line, column=thrown.column,
+    )  # fmt: skip
+    return clipped(error)
+
+
+def read_stopped(value: bytes) -> Stopped:
+    """Return why a run was stopped that its cell survives.
+
+    Raises:
+        ValueError: no runtime of ours stops a run so.
+    """
+    _check_told(value)
+    stopped = _STOPPED.decode(value)
+    _check_stop(stopped.outcome, stopped.limit, _STOPS)
+    if stopped.error is not None:
+        stopped.error = clipped(stopped.error)
+    return stopped
+
+
+def read_stop(value: bytes) -> Stop:
+    """Return why a cell ends itself.
+
+    Raises:
+        ValueError: no cell of ours ends itself so.
+    """
+    stop = _STOP.decode(value)
+    _check_stop(stop.outcome, stop.limit, _CELL_STOPS)
+    return stop
+
+
+def clipped(error: GuestError) -> GuestError:
+    """Return the error cut to what may be stored and shown."""
+    return replace(
+        error,
+        name=error.name[:_NAME_CHARS],
+        message=error.message[:_MESSAGE_CHARS],
+        stack=error.stack[:_STACK_CHARS],
+        file=error.file[:_FILE_CHARS],
+    )
+
+
+def _check_told(value: bytes) -> None:
+    if len(value) > TOLD_BYTES_MAX:
+        raise ValueError(f"{len(value)} bytes about how a run ended")
+
+
+def _check_stop(outcome: Outcome, limit: LimitHit | None, allowed: frozenset[Outcome]) -> None:
+    if outcome not in allowed or (limit is not None and limit.name not in _LIMITS):
+        name = "" if limit is None else limit.name[:80]
+        raise ValueError(f"a stop as {outcome} {name}")
 
 
 def start_message(number: int, run: Run) -> bytes:

@@ -22,6 +22,7 @@ COUNTED: Final[Mapping[str, str]] = {
     "cloudcode_tickets_issued_total": "tickets_issued",
     "cloudcode_tickets_taken_total": "tickets_taken",
     "cloudcode_schedule_missed_total": "schedule_missed",
+    "cloudcode_loops_stopped_total": "loops_stopped",
 }
 
 
@@ -77,6 +78,7 @@ class Metrics:
         self._cold: dict[tuple[str], int] = {}
         self._lost_count = 0  # runs that began again because their cell was lost
         self.counts: Counter[str] = Counter()  # see COUNTED
+        self.refused: Counter[str] = Counter()  # requests, by the allowance that was used up
         self.gauges: dict[str, Callable[[], Samples]] = {}
         self.stored: Stored | None = None
 

@@ -458,6 +458,7 @@ class Outbox:
             attempt=claimed.attempts + 1,
             now_ms=now_ms,
             callback_url=callback_url(self._public_url, project_id, name, claimed.id),
+            via=claimed.via,
         )
         try:
             async with asyncio.timeout(ATTEMPT_S_MAX):

@@ -1,16 +1,20 @@
-"""Makes projects and API keys. A key is shown once and stored as a hash.
+"""Makes projects and API keys, says what each may use. A key is shown once and stored as a hash.
 
 Path:   api.projects, api.api_keys, wiring (the first start) -> here -> store
 Never:  keeps a key that it has handed out.
 """
 
 import hashlib
+import math
 import secrets as chance
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection
 
+from engine.allowances import Allowances
 from engine.control import Control
 from engine.errors import Conflict, Invalid, NotFound
 from engine.ids import new_id
@@ -21,12 +25,15 @@ from engine.store.api_keys import (
     delete_api_key,
     find_api_key,
     insert_api_key,
+    update_api_key,
 )
-from engine.store.projects import Project, find_project, insert_project
+from engine.store.projects import Project, find_project, insert_project, update_project
 
 KEY_PREFIX: Final = "cck_"
 SCOPES: Final = ("admin", "develop", "operate", "ingest")
 PROJECT_KEY_SCOPES: Final = ("develop", "operate", "ingest")  # of the key a new project comes with
+ISOLATIONS: Final = ("standard", "hardened")  # see runtimes.contract.CellKind
+ALLOWANCE_MAX: Final = 1_000_000_000  # who needs more says 0: without a limit
 
 
 def key_hash(key: str) -> str:
@@ -40,14 +47,22 @@ def new_secret_key() -> str:
 
 
 def make_key(
-    secret: str, *, key_id: str, project_id: str, name: str, scopes: Sequence[str], now_ms: int
+    secret: str,
+    *,
+    key_id: str,
+    project_id: str,
+    name: str,
+    scopes: Sequence[str],
+    now_ms: int,
+    requests_per_minute: int | None = None,
 ) -> ApiKey:
     """Return the row of the key `secret`.
 
     Raises:
-        Invalid: a scope is unknown, double or missing, or the name is not one.
+        Invalid: a scope is unknown, double or missing, the name is not one, or the rate.
     """
     check_name(name)
+    check_allowance(requests_per_minute, "/requests_per_minute")
     for position, scope in enumerate(scopes):
         if scope not in SCOPES:
             raise Invalid(f"is none of {', '.join(SCOPES)}", f"/scopes/{position}")
@@ -62,18 +77,38 @@ def make_key(
         hash=key_hash(secret),
         scopes=tuple(scope for scope in SCOPES if scope in scopes),
         created_ms=now_ms,
+        requests_per_minute=requests_per_minute,
     )
 
 
-async def create_project(control: Control, name: str) -> tuple[Project, str]:
+def check_allowance(value: float | None, pointer: str) -> None:
+    """Refuse what is no amount: it is None (as set for all), 0 (no limit), or up to ALLOWANCE_MAX.
+
+    Raises:
+        Invalid: names the field.
+    """
+    if value is not None and not (math.isfinite(value) and 0 <= value <= ALLOWANCE_MAX):
+        raise Invalid(f"must be 0 (no limit) to {ALLOWANCE_MAX}, or null", pointer)
+
+
+async def create_project(
+    control: Control,
+    name: str,
+    *,
+    isolation: str = "standard",
+    allowances: Mapping[str, float | None] | None = None,
+) -> tuple[Project, str]:
     """Make a project and its first key; return both, the key for the only time.
 
     Raises:
+        Invalid: the name, the isolation or an allowance is none.
         Conflict: the name is taken.
     """
     check_name(name)
     now_ms = control.clock()
-    project = Project(id=new_id("prj"), name=name, created_ms=now_ms)
+    project = _changed(
+        Project(id=new_id("prj"), name=name, created_ms=now_ms), isolation, allowances or {}
+    )
     secret = new_secret_key()
     key = make_key(
         secret,
@@ -89,8 +124,41 @@ async def create_project(control: Control, name: str) -> tuple[Project, str]:
     return project, secret
 
 
+async def change_project(
+    control: Control,
+    project_id: str,
+    *,
+    isolation: str | None,
+    allowances: Mapping[str, float | None],
+) -> Project:
+    """Change how the project's code is walled in and what it may use; return it as it is now.
+
+    On return no run of the project begins in a cell of the former kind on this node; on others
+    not after they have heard of it, within a second.
+
+    Args:
+        control: of the control plane.
+        project_id: whose.
+        isolation: one of ISOLATIONS; None: as it is.
+        allowances: what is to change, by the names of `engine.allowances.Allowances`; None as a
+            value: as the operator has set it for all.
+
+    Raises:
+        Invalid: the isolation or an allowance is none.
+        NotFound: there is no such project.
+    """
+    project = await control.journal.run(_change_project, project_id, isolation, allowances)
+    await control.catalogue.projects_changed()
+    return project
+
+
 async def create_api_key(
-    control: Control, *, project: str, name: str, scopes: Sequence[str]
+    control: Control,
+    *,
+    project: str,
+    name: str,
+    scopes: Sequence[str],
+    requests_per_minute: int | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key of the project with this id or name; return it with the secret, shown once."""
     owner = await control.database.read(find_project, project)
@@ -104,10 +172,26 @@ async def create_api_key(
         name=name,
         scopes=scopes,
         now_ms=control.clock(),
+        requests_per_minute=requests_per_minute,
     )
     await control.journal.run(insert_api_key, key)
     await control.catalogue.keys_changed()
     return key, secret
+
+
+async def change_api_key(
+    control: Control, key_id: str, *, requests_per_minute: int | None
+) -> ApiKey:
+    """Say how many requests the key may make; None: what its project allows each of its keys.
+
+    Raises:
+        Invalid: that is no amount.
+        NotFound: there is no such key.
+    """
+    check_allowance(requests_per_minute, "/requests_per_minute")
+    key = await control.journal.run(_change_key, key_id, requests_per_minute)
+    await control.catalogue.keys_changed()
+    return key
 
 
 async def revoke_api_key(control: Control, key_id: str) -> None:
@@ -123,6 +207,39 @@ async def revoke_api_key(control: Control, key_id: str) -> None:
 def _insert_project(connection: Connection, project: Project, key: ApiKey) -> None:
     insert_project(connection, project)
     insert_api_key(connection, key)
+
+
+def _change_project(
+    connection: Connection,
+    project_id: str,
+    isolation: str | None,
+    allowances: Mapping[str, float | None],
+) -> Project:
+    found = find_project(connection, project_id)
+    if found is None:
+        raise NotFound("project", project_id)
+    project = _changed(found, isolation or found.isolation, allowances)
+    update_project(connection, project)
+    return project
+
+
+def _changed(project: Project, isolation: str, allowances: Mapping[str, float | None]) -> Project:
+    if isolation not in ISOLATIONS:
+        raise Invalid(f"is none of {', '.join(ISOLATIONS)}", "/isolation")
+    for name, value in allowances.items():
+        check_allowance(value, f"/allowances/{name}")
+    changes: dict[str, Any] = dict(allowances)  # their types were checked where they were read
+    changed: Allowances = msgspec.structs.replace(project.allowances, **changes)
+    return replace(project, isolation=isolation, allowances=changed)
+
+
+def _change_key(connection: Connection, key_id: str, requests_per_minute: int | None) -> ApiKey:
+    key = find_api_key(connection, key_id)
+    if key is None:
+        raise NotFound("API key", key_id)
+    changed = replace(key, requests_per_minute=requests_per_minute)
+    update_api_key(connection, changed)
+    return changed
 
 
 def _revoke(connection: Connection, key_id: str) -> None:

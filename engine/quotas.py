@@ -22,6 +22,7 @@ GATEWAY_BYTES_MAX: Final = 16 * KIB * KIB
 JSON_DEPTH_MAX: Final = 200  # of values and params; the prelude keeps the same for results
 CALL_DEPTH_MAX: Final = 8  # functions that call functions that call ...
 TRIGGER_DEPTH_MAX: Final = 5  # writes of functions that trigger functions that write ...
+CAUSAL_BUDGET: Final = 10_000  # runs that one root event may cause, all told
 BUNDLE_BYTES_MAX: Final = KIB * KIB
 BUNDLE_FILES_MAX: Final = 100
 BATCH_ITEMS_MAX: Final = 1_000
@@ -223,6 +224,7 @@ def published() -> dict[str, Any]:
             "trigger_depth": TRIGGER_DEPTH_MAX,
             "function_calls": run.function_calls,
             "call_depth": CALL_DEPTH_MAX,
+            "causal_budget": CAUSAL_BUDGET,
         },
         "jobs": {
             "attempts": {"default": JOB_ATTEMPTS, "max": ATTEMPTS_MAX},

@@ -53,6 +53,7 @@ async def replay_execution(bench: Workbench, project_id: str, execution_id: str)
 
     Raises:
         NotFound: the project has no such run.
+        QuotaExceeded: there is no room for it in the queue.
         Conflict: it has not ended, or there is nothing that could run it.
     """
     await bench.journal.barrier()  # its record may be on its way
@@ -71,6 +72,7 @@ async def replay_all(bench: Workbench, project_id: str, matching: Matching) -> D
 
     Raises:
         Invalid: they are too many for one request.
+        QuotaExceeded: the queue is full; what was replayed before stays.
     """
     await count_matching(bench, project_id, matching)
     done, after = Done(), ""
@@ -168,6 +170,7 @@ async def _replay(bench: Workbench, project_id: str, ids: Sequence[str]) -> Done
         done.ids.append(planned.execution_id)
     done.count, done.skipped_count = len(done.ids), len(done.skipped)
     if done.count:
+        await bench.queue_room.need(project_id, done.count)
         await bench.journal.commit(commit)
         bench.backlog.wake(project_id)
     return done

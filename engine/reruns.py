@@ -40,6 +40,18 @@ class Backlog(Protocol):
         ...
 
 
+class QueueRoom(Protocol):
+    """Port: how much a project may have in the queue. Adapter: `engine.queue_room`."""
+
+    async def need(self, project_id: str, count: int) -> None:
+        """Refuse what would add so many rows to a queue without room for them.
+
+        Raises:
+            QuotaExceeded: names the allowance.
+        """
+        ...
+
+
 class Workbench(Control, Protocol):
     """Port: what making a run once more needs besides."""
 
@@ -48,6 +60,9 @@ class Workbench(Control, Protocol):
 
     @property
     def backlog(self) -> Backlog: ...
+
+    @property
+    def queue_room(self) -> QueueRoom: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from engine.catalogue import Device, Version
-from engine.causality import CAUSAL_BUDGET
+from engine.causality import Above, outside_share, path_below, via
+from engine.errors import EngineError
 from engine.policies import PLAIN, Queued
+from engine.quotas import CAUSAL_BUDGET
 from engine.store.journal import Commit
 from runtimes.contract import GuestError, LimitHit, Limits, Outcome
 
@@ -42,6 +44,7 @@ class DeliveryEffect:
     line: str | None  # it goes after those of its line that were wanted before
     payload: str  # JSON
     sealed: bytes | None = field(default=None, repr=False)  # credentials that the script gave
+    via: str | None = None  # see Run.via
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     owner: str | None = None  # the node whose it is; None of a queued run: not this one's
     retried: bool = False  # it has failed, and its next attempt is in the queue
     skip_reason: str = ""
+    trial: str = ""  # the breaker that it was let through for; see engine.breakers
+    set_aside_by: str = ""  # the breaker whose dead letter it is or, if it fails, becomes
     cancel_asked: bool = False
     messages: tuple["Run", ...] = ()  # of a batch of the `queue` handler: what it is made of
     on_end: Callable[["Run"], None] | None = None
@@ -117,12 +122,18 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     peak_bytes: int = 0  # of the cell (JavaScript), or of the instance's memory
     fuel: int = 0  # used; only where limits.fuel meters it
     losses: int = 0  # cells that died under it
+    charged_ns: int = -1  # of CPU, when it was let into a cell; see engine.fair_share
+    refused: EngineError | None = None  # why a call never began: nothing of it is recorded
+    has_killed: bool = False  # it ended by taking its cell down
     cold: bool = False
     calls_count: int = 0
     network_count: int = 0
+    sent_count: int = 0  # requests on the wire, redirects included
     writes_count: int = 0
     kv_count: int = 0
     effect_bytes: int = 0
+    asked_bytes: int = 0  # of the arguments of all its host calls
+    held_bytes: int = 0  # of host calls without an answer, and of answers on their way
     timers: list[asyncio.Task[None]] = msgspec.field(default_factory=list)  # end with the run
     effects: list[Effect] = msgspec.field(default_factory=list)
     open_effects: int = 0  # effect calls still being checked; the end waits for them
@@ -141,8 +152,20 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     unstored: bool = False  # the database refused its effects; nothing of it happened
 
     @property
+    def free_budget(self) -> int:
+        """Return how many runs it may cause besides those that it has called."""
+        return self.budget - sum(isinstance(effect, CallEffect) for effect in self.effects)
+
+    @property
     def project_id(self) -> str:
         return self.version.project_id
+
+    @property
+    def spent_ns(self) -> int:
+        """Return the CPU time of this attempt: of one that was ended for it at least its limit."""
+        if self.outcome is Outcome.CPU_EXCEEDED:
+            return max(self.cpu_ns, self.limits.cpu_ms * 1_000_000)
+        return self.cpu_ns
 
     @property
     def wall_ns(self) -> int:
@@ -151,6 +174,18 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     @property
     def queue_ns(self) -> int:
         return (self.started_ns or self.ended_ns) - self.created_ns
+
+    def via(self) -> str:
+        """Return what its next outgoing request says of it; each takes a share of its budget."""
+        self.sent_count += 1
+        share = outside_share(self.free_budget, self.sent_count)
+        self.budget -= share
+        path = path_below(self.path, self.version.function)
+        return via(self.root_id, self.depth, share, path)
+
+    def beneath(self, above: Above) -> None:
+        """Have it stand below the run of a function that sent the request for it."""
+        self.depth, self.path, self.budget = above.depth + 1, above.path, above.budget - 1
 
     def stop_timers(self) -> None:
         """Nobody waits for them any more."""
@@ -161,10 +196,12 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     def start_again(self) -> None:
         """Forget everything a lost cell did with it: nothing of that has left the engine."""
         self.losses += 1
+        self.has_killed = False
         self.started_ns = self.cpu_ns = self.own_cpu_ns = self.fuel = 0
         self.peak_bytes = 0
         self.calls_count = self.network_count = self.writes_count = self.effect_bytes = 0
-        self.kv_count = 0
+        self.sent_count = 0
+        self.kv_count = self.held_bytes = self.asked_bytes = 0
         self.stop_timers()
         self.effects = []
         self.open_effects = 0

@@ -8,30 +8,35 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Protocol
-
-import msgspec
 
 from engine.catalogue import Version
 from engine.clock import Clock
+from engine.events import check_text
 from engine.messages import (
-    COUNT,
-    STOPPED,
-    THROWN,
+    LEVELS,
+    MESSAGES_PER_RUN,
     Call,
     Done,
     LogLines,
+    Message,
     Stop,
     Usage,
     abort_message,
     answer_message,
-    check_raw,
+    messages_of,
+    output_bytes_max,
+    read_count,
+    read_stopped,
+    read_thrown,
     start_message,
 )
 from engine.run import Run
 from runtimes.contract import (
     BATCH_MESSAGES_MAX,
+    COUNT_MAX,
     MIB,
     DoneStatus,
     GuestError,
@@ -58,8 +63,16 @@ _TOO_LARGE: Final = (
     b'{"name":"RangeError","message":"the answer has more than 8 MiB; ask for less at once",'
     b'"code":"payload_too_large"}'
 )
+_TOO_MUCH_HELD: Final = (
+    b'{"name":"RangeError","message":"too much at once: host calls of this run that are not '
+    b'answered yet, or whose answers it has not taken, have more than 32 MiB; await some first",'
+    b'"code":"payload_too_large"}'
+)
+ARGUMENTS_BYTES_MAX: Final = 8 * MIB  # of one host call: a fetch of 1 MiB, each byte escaped
+HELD_BYTES_MAX: Final = 32 * MIB  # of a run: its arguments and answers that wait in the engine
+ASKED_BYTES_MAX: Final = 512 * MIB  # of a run, all its calls: reading them is the engine's own time
+PEAK_BYTES_MAX: Final = 4096 * MIB  # of a cell, far over what RLIMIT_DATA leaves any
 _ENDED_BY_GUEST: Final = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.OUTPUT_EXCEEDED})
-_STOPS: Final = frozenset({Outcome.CPU_EXCEEDED, Outcome.MEMORY_EXCEEDED, Outcome.TIMED_OUT})
 
 Answer = Callable[[bool, bytes], None]
 
@@ -117,11 +130,20 @@ class Desk(Protocol):
         """Start a run again in a cell where nothing else is."""
         ...
 
+    def place(self, run: Run) -> None:
+        """Put a run that has not begun where its version runs now."""
+        ...
+
 
 class Home(Protocol):
     """Port: the cell that a runner's isolate lives in. Adapter: `dispatch.House`."""
 
     alone: bool
+
+    @property
+    def outdated(self) -> bool:
+        """Say whether the project's code runs in cells of another kind by now."""
+        ...
 
     @property
     def dispatcher(self) -> Desk: ...
@@ -190,6 +212,11 @@ class Runner:
             self.loading = True
             self.house.load(self)
 
+    def add_all(self, runs: list[Run]) -> None:
+        """Take runs that came together, so that they leave together."""
+        self._waiting.extend(runs[:-1])
+        self.add(runs[-1])
+
     def on_loaded(self) -> None:
         if not self.loading:
             raise ValueError("a version that was not being loaded")
@@ -198,31 +225,44 @@ class Runner:
         self.loading = False
         self._send()
 
-    def on_output(
-        self, cpu_ns: int, peak_bytes: int, messages: Iterable[Done | Call | LogLines | Usage]
-    ) -> None:
+    @property
+    def output_room(self) -> int:
+        """Return how large the output may be that the isolate owes; -1: it owes none."""
+        if self._batch is None:
+            return -1
+        return output_bytes_max(len(self._batch) + len(self._runs))
+
+    def on_output(self, cpu_ns: int, peak_bytes: int, output: bytes) -> None:
         batch, self._batch = self._batch, None
         if batch is None:
             raise ValueError("an output without a batch")
-        self._account(batch, cpu_ns, peak_bytes)
-        taken_ns = (time.monotonic_ns() - self.used_ns) // max(1, len(batch))
-        self._mean_ns = (self._mean_ns + taken_ns) // 2
+        sent_ns = self.used_ns
+        taken_ns = time.monotonic_ns() - sent_ns
+        self._account(batch, min(cpu_ns, taken_ns), min(peak_bytes, PEAK_BYTES_MAX))
+        count_max = (len(batch) + len(self._runs)) * MESSAGES_PER_RUN
+        is_read = False
         try:
-            for message in messages:
+            for message in messages_of(output, count_max):
                 run = self._runs.get(message.run)
                 if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
                     self._take(run, message)
-        except (ValueError, OverflowError, msgspec.MsgspecError):
-            self._batch = batch  # no guest can cause that: the cell goes, and these are suspects
-            raise
+            is_read = True
+        finally:
+            if not is_read:  # no guest can cause that: the cell goes, and these are suspects
+                self._batch = batch
+        # What the engine did for it counts, too: the host calls of a batch hold up everybody.
+        taken_ns = time.monotonic_ns() - sent_ns
+        self._mean_ns = (self._mean_ns + taken_ns // max(1, len(batch))) // 2
         if len(set(batch)) == 1:
             self._check_cpu(batch[0])
         if self._batch is None and (self._waiting or self._answers):
             self._send()
-        elif self.house.alone or not self.version.live:
+        else:
             self.leave_if_over()
 
-    def _take(self, run: Run, message: Done | Call | LogLines | Usage) -> None:
+    def _take(self, run: Run, message: Message) -> None:
+        if run.awaits_effects is not None:
+            raise ValueError("a message of a run that has said its last")
         if type(message) is Done:
             if self._tells_usage:
                 self._take_usage(run, message)
@@ -235,8 +275,10 @@ class Runner:
             self._take_usage(run, message)
 
     def _take_usage(self, run: Run, told: Done | Usage) -> None:
-        run.cpu_ns, run.fuel = max(0, told.cpu_ns), max(0, told.fuel)
-        run.peak_bytes = held = max(0, told.memory_bytes)
+        """Take what an instance says that it used, as far as it can have."""
+        run.cpu_ns = min(told.cpu_ns, time.monotonic_ns() - run.started_ns)
+        run.fuel = min(told.fuel, run.limits.fuel)
+        run.peak_bytes = held = min(told.memory_bytes, run.limits.memory_mb * MIB)
         self._instance_bytes = max(held, self._instance_bytes * 7 // 8)
 
     def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
@@ -304,9 +346,13 @@ class Runner:
 
     def suspects(self) -> list[Suspect]:
         """Return the runs that were on the thread when the cell died."""
-        numbers = self._batch or ()
+        numbers = dict.fromkeys(self._batch or ())  # several answers of one run: it is one suspect
         runs = [self._runs[number] for number in numbers if number in self._runs]
         return [Suspect(self, run) for run in runs]
+
+    def inside(self) -> list[Suspect]:
+        """Return the runs that have begun and not ended."""
+        return [Suspect(self, run) for run in self._runs.values()]
 
     def name_the_run(self, stop: Stop) -> None:
         """Say whom a stop is about that came between two steps, when only one run was at work."""
@@ -326,18 +372,21 @@ class Runner:
                 hit = stop.limit
                 figure = f": {hit.name} {hit.value}, used {hit.used}" if hit is not None else ""
                 message = f"{stop.outcome} while the version was loaded{figure}"
+                self._blame_the_first()
                 self.fail_all(GuestError(name="LoadError", message=message))
             return
         for line in stop.log[: run.limits.log_lines]:
             level, _, text = line.partition(" ")
             self._take_log(run, [(level, run.clock_ms, text)], 0)
         self.house.dispatcher.quarantine(self.version)
+        run.has_killed = True
         self._end(run, stop.outcome, limit=stop.limit)
 
     def killed(self, run: Run, death: Death) -> None:
         """This run alone was on a thread when the cell died without a word."""
         self.house.dispatcher.quarantine(self.version)
         over_ns = time.monotonic_ns() - run.started_ns - run.limits.wall_ms * 1_000_000
+        run.has_killed = True
         if over_ns > 0:
             self._end_by_wall(run, time.monotonic_ns())
         elif death.out_of_memory:
@@ -346,7 +395,7 @@ class Runner:
             hit = LimitHit(name="memory_mb", value=limit_mb, used=used_mb)
             self._end(run, Outcome.MEMORY_EXCEEDED, limit=hit)
         elif run.losses + 1 < LOSSES_MAX and (
-            death.signal == signal.SIGKILL or not self.house.alone
+            (death.signal == signal.SIGKILL and not death.lied) or not self.house.alone
         ):
             self.remove(run)
             run.start_again()
@@ -366,11 +415,18 @@ class Runner:
 
     def load_failed(self, death: Death) -> None:
         self._load_deaths_count += 1
-        if death.signal == signal.SIGKILL and self._load_deaths_count < DEATHS_MAX:
+        is_foreign = death.signal == signal.SIGKILL and not death.lied
+        if is_foreign and self._load_deaths_count < DEATHS_MAX:
             return  # not its own doing: it is loaded again
         how = "ran out of memory" if death.out_of_memory else "died"
         message = f"the cell {how} while the version was loaded"
+        self._blame_the_first()
         self.fail_all(GuestError(name="LoadError", message=message))
+
+    def _blame_the_first(self) -> None:
+        """Have one run count for the cell that died while the version was loaded, not each."""
+        if self._waiting:
+            self._waiting[0].has_killed = True
 
     def remove(self, run: Run) -> None:
         self._runs.pop(run.number, None)
@@ -389,11 +445,24 @@ class Runner:
                 message = f"{run.losses} cells died while it ran"
                 run.outcome, run.error = Outcome.CRASHED, GuestError(name="Crash", message=message)
                 self.house.dispatcher.end(run)
-        if self._waiting:
+        if self.house.outdated:
+            self.move_out()
+        elif self._waiting:
             self.loading = True
             self.house.load(self)
         else:
             self.house.unload(self)
+
+    def move_out(self) -> None:
+        """Send away what has not begun: the project's code runs in cells of another kind now."""
+        waiting, self._waiting = self._waiting, deque()
+        self.loading = False
+        for run in waiting:
+            if self.house.alone:
+                self.house.dispatcher.rerun_alone(run)
+            else:
+                self.house.dispatcher.place(run)
+        self.leave_if_over()
 
     @property
     def at_rest(self) -> bool:
@@ -402,8 +471,13 @@ class Runner:
 
     def leave_if_over(self) -> None:
         """Give the isolate up when nothing runs in it and nothing new will."""
-        if (self.house.alone or not self.version.live) and self.at_rest:
+        if self.at_rest and (self.house.alone or not self.version.live or self.house.outdated):
             self.house.unload(self)
+
+    def take_waiting(self) -> list[Run]:
+        """Take out, and return, what has not begun."""
+        waiting, self._waiting = self._waiting, deque()
+        return list(waiting)
 
     def rerun_all_alone(self) -> None:
         """The cell has no room for this version now: each of its runs gets a cell of its own."""
@@ -443,6 +517,8 @@ class Runner:
             if number in runs or number == 0:
                 parts.append(text)
                 numbers.append(number)
+            if number in runs:
+                runs[number].held_bytes -= len(text)
         # Runs that would have to wait for others in their batch wait here, where no wall time runs.
         room = min(
             BATCH_MESSAGES_MAX - len(parts),
@@ -478,21 +554,14 @@ class Runner:
             run.awaits_effects = lambda: self._done(run, message)
             return
         value = bytes(message.value)
-        check_raw(value)
         if message.status is DoneStatus.OK and len(value) <= run.limits.output_bytes:
+            check_text(value, "")
             run.result = value
             self._end(run, Outcome.SUCCEEDED)
         elif message.status is DoneStatus.THREW:
-            thrown = THROWN.decode(value)
-            error = GuestError(
-                name=thrown.name, message=thrown.message, stack=thrown.stack, file=thrown.file,
-                line=thrown.line, column=thrown.column,
-            )  # fmt: skip
-            self._end(run, Outcome.FAILED, error=error)
+            self._end(run, Outcome.FAILED, error=read_thrown(value))
         elif message.status is DoneStatus.STOPPED:
-            stopped = STOPPED.decode(value)
-            if stopped.outcome not in _STOPS:
-                raise ValueError(f"a run stopped as {stopped.outcome}")
+            stopped = read_stopped(value)
             if stopped.limit is None and not self.house.alone:
                 self.remove(run)
                 run.start_again()
@@ -500,42 +569,64 @@ class Runner:
                 return
             self._end(run, stopped.outcome, limit=stopped.limit, error=stopped.error, said=True)
         else:
-            used = len(value) if message.status is DoneStatus.OK else COUNT.decode(value)
+            used = len(value) if message.status is DoneStatus.OK else read_count(value)
             hit = LimitHit(name="output_bytes", value=run.limits.output_bytes, used=used)
             self._end(run, Outcome.OUTPUT_EXCEEDED, limit=hit)
 
     def _call(self, run: Run, message: Call) -> None:
-        number, call, clock = message.run, message.call, self.house.dispatcher.clock
-        arguments = bytes(message.arguments)
-        check_raw(arguments)
-
-        def answer(ok: bool, value: bytes) -> None:
-            if self._runs.get(number) is not run:
-                return
-            run.guest_ms = clock()
-            if len(value) > ANSWER_BYTES_MAX:
-                ok, value = False, _TOO_LARGE
-            text = answer_message(number, call, run.guest_ms, ok=ok, value=value)
-            self._answers.append((number, text))
-            if run.awaits_effects is not None and not run.open_effects:
-                run.awaits_effects()
-            if self._batch is None and self.loaded:
-                self._send()
-
+        call, arguments = message.call, bytes(message.arguments)
+        if call != run.calls_count + 1:
+            raise ValueError(f"host call {call} after {run.calls_count}")
+        size = len(arguments)
+        run.held_bytes += size
+        run.asked_bytes += size
+        answer = partial(self._answer, run, call, run.losses, size)
         held = self._batch is None
         if held:
             self._batch = ()  # answers that come at once wait until the whole output is read
+        too_much = size > ARGUMENTS_BYTES_MAX or run.held_bytes > HELD_BYTES_MAX
         try:
-            self.house.dispatcher.broker.handle(run, call, message.operation, arguments, answer)
+            if run.asked_bytes > ASKED_BYTES_MAX:
+                hit = LimitHit(name="host_call_bytes", value=ASKED_BYTES_MAX, used=run.asked_bytes)
+                raise LimitReached(Outcome.HOST_CALLS_EXCEEDED, hit)  # noqa: TRY301 - as the broker's
+            if too_much and call <= run.limits.host_calls:
+                run.calls_count += 1
+                answer(False, _TOO_MUCH_HELD)
+            else:
+                check_text(arguments, "")
+                broker = self.house.dispatcher.broker
+                broker.handle(run, call, message.operation, arguments, answer)
         except LimitReached as reached:
             self._end(run, reached.outcome, limit=reached.limit)
         if held:
             self._batch = None
 
+    def _answer(
+        self, run: Run, call: int, losses: int, asked_bytes: int, ok: bool, value: bytes
+    ) -> None:
+        number = run.number
+        if self._runs.get(number) is not run or run.losses != losses:
+            return
+        run.guest_ms = self.house.dispatcher.clock()
+        run.held_bytes -= asked_bytes
+        if len(value) > ANSWER_BYTES_MAX:
+            ok, value = False, _TOO_LARGE
+        elif run.held_bytes + len(value) > HELD_BYTES_MAX:
+            ok, value = False, _TOO_MUCH_HELD
+        text = answer_message(number, call, run.guest_ms, ok=ok, value=value)
+        run.held_bytes += len(text)
+        self._answers.append((number, text))
+        if run.awaits_effects is not None and not run.open_effects:
+            run.awaits_effects()
+        if self._batch is None and self.loaded:
+            self._send()
+
     def _take_log(self, run: Run, lines: list[tuple[str, int, str]], dropped: int) -> None:
         kept = []
         limits, redaction = run.limits, run.version.redaction
-        for level, at_ms, text in lines:
+        for told, told_ms, text in lines:
+            level = told if told in LEVELS else "info"
+            at_ms = min(max(told_ms, run.clock_ms), run.guest_ms)  # as its own clock can have stood
             size = len(text)
             if len(run.log) >= limits.log_lines or run.log_bytes + size > limits.log_bytes + 64:
                 dropped += 1
@@ -543,7 +634,7 @@ class Runner:
             kept.append((level, at_ms, text if redaction is None else redaction.line(text)))
             run.log.append(kept[-1])
             run.log_bytes += size
-        run.log_dropped += dropped
+        run.log_dropped = min(COUNT_MAX, run.log_dropped + dropped)
         self.house.dispatcher.on_log(run, kept)
 
     def _end_by_wall(self, run: Run, now_ns: int) -> None:

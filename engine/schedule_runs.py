@@ -81,8 +81,10 @@ async def trigger_schedule(
     Raises:
         NotFound: the project has no such schedule.
         Invalid: `device` is missing, or needless, or none of the product's.
+        QuotaExceeded: there is no room for it in the queue.
         Conflict: an earlier run has not ended, or there is nothing that could run.
     """
+    await keeper.queue_room.need(project_id, 1)
     commit = Commit()
     commit.change = partial(
         _trigger,
@@ -122,6 +124,7 @@ async def backfill_schedule(
     Raises:
         NotFound: the project has no such schedule.
         Invalid: the range is none, or holds too much.
+        QuotaExceeded: there is no room in the queue.
         Conflict: there is nothing that could run.
     """
     if not from_ms < to_ms <= keeper.clock():
@@ -129,6 +132,8 @@ async def backfill_schedule(
     chosen = None if overlap is None else OVERLAP_NAMES.get(overlap)
     if overlap is not None and chosen not in (Overlap.BUFFER_ALL, Overlap.ALLOW_ALL):
         raise Invalid(f"{overlap[:40]!r} is neither buffer_all nor allow_all", "/overlap")
+    if not dry_run:
+        await keeper.queue_room.need(project_id, 1)
     commit = Commit()
     commit.change = partial(
         _backfill,

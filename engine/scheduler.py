@@ -97,15 +97,21 @@ class Scheduler:
         *,
         wake: Wake,
         cancelled: Cancelled,
+        has_room: Callable[[str, int], bool],
         counts: Counter[str] | None = None,
     ) -> None:
-        """`counts`: its `schedule_missed` is added to."""
+        """`counts`: its `schedule_missed` is added to.
+
+        `has_room` says whether a project (id) may have so many runs more in the queue; it is asked
+        in the journal's thread.
+        """
         self._database = database
         self._journal = journal
         self._catalogue = catalogue
         self._clock = clock
         self._wake = wake
         self._cancelled = cancelled
+        self._has_room = has_room
         self._counts: Counter[str] = Counter() if counts is None else counts
         self._poked = asyncio.Event()
         self._closing = False
@@ -143,7 +149,7 @@ class Scheduler:
         """
         commit, now_ms = Commit(), self._clock()
         commit.change = lambda connection: _Firing(
-            connection, commit, self._catalogue, self._hints, now_ms
+            connection, commit, self._catalogue, self._hints, now_ms, self._has_room
         ).fire()
         done: Pass = await self._journal.commit(commit)
         for hint, device_id in done.hints.items():
@@ -212,8 +218,10 @@ class _Firing:
         catalogue: Catalogue,
         hints: Mapping[_Hint, str],
         now_ms: int,
+        has_room: Callable[[str, int], bool],
     ) -> None:
         self._connection = connection
+        self._has_room = has_room
         self._commit = commit
         self._catalogue = catalogue
         self._hints = hints
@@ -221,6 +229,7 @@ class _Firing:
         self._fires: list[FireRow] = []
         self._missed_locally: list[FireRow] = []
         self._rows: list[tuple[Any, ...]] = []
+        self._made: Counter[str] = Counter()  # rows, by project
         self._cursors: list[Cursor] = []
         self._done = Pass()
 
@@ -332,6 +341,10 @@ class _Firing:
             outcome = decide(overlap, count)
             if overlap is Overlap.CANCEL_OTHER and at_ms != times[-1]:
                 outcome = Outcome.OVERLAPPED  # the last one would cancel it before it began
+            if outcome in RUNS and not self._has_room(
+                task.project_id, self._made[task.project_id] + 1
+            ):
+                outcome = Outcome.QUEUE_FULL
             run_id = self._launch(task, at_ms, device_id) if outcome in RUNS else None
             if outcome in RUNS and run_id is None:
                 outcome = Outcome.NOTHING_TO_RUN
@@ -362,6 +375,7 @@ class _Firing:
         if made is None:
             return None
         self._rows.append(made.row)
+        self._made[task.project_id] += 1
         note_here(self._connection, made.queued, run_id, self._now_ms)
         return run_id
 

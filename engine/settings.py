@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.addresses import NAT64_LENGTHS, split_denied
+from engine.errors import Invalid
+
 
 class Settings(BaseSettings):
     """Read once at start and frozen. Every field: what, unit, why the default."""
@@ -55,6 +58,16 @@ class Settings(BaseSettings):
     )
     egress_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="CIDRs, comma-separated, that guests may reach although they are private."
+    )
+    egress_deny: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="CIDRs and hosts (host, host:port, *.example.com), comma-separated, that "
+        "nobody may reach, whatever else allows it.",
+    )
+    egress_nat64: Annotated[tuple[IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Prefixes of this network's own NAT64, comma-separated: what they lead to is "
+        "checked as the IPv4 address that it is. 64:ff9b::/96 is known.",
     )
     isolation_required: Literal["strict", "best_effort"] = Field(
         "best_effort",
@@ -157,11 +170,27 @@ class Settings(BaseSettings):
         "info", description="Least severe log line that is written to stderr."
     )
 
-    @field_validator("egress_allow", mode="before")
+    @field_validator("egress_allow", "egress_deny", "egress_nat64", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("egress_deny")
+    @classmethod
+    def _check_denied(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            split_denied(value)
+        except Invalid as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("egress_nat64")
+    @classmethod
+    def _check_prefixes(cls, value: tuple[IPv6Network, ...]) -> tuple[IPv6Network, ...]:
+        if any(prefix.prefixlen not in NAT64_LENGTHS for prefix in value):
+            raise ValueError(f"a prefix of NAT64 has one of the lengths {NAT64_LENGTHS}")
         return value
 
     @field_validator("public_url")

@@ -27,11 +27,15 @@ def authors_stack(error: GuestError, program: str) -> GuestError:
     Args:
         error: as the guest reported it: the stack is V8's text, and not to be trusted.
         program: the version's compiled program, JSON: tells what stands before line 1. Empty for
-            WebAssembly, whose cell has named the place already.
+            WebAssembly, whose cell has named the place already. Made in a cell, so perhaps not
+            what it should be: then the stack stays as it is.
     """
     if not program:
         return error
-    files = {file.name: file for file in msgspec.json.decode(program, type=_Program).files}
+    try:
+        files = {file.name: file for file in msgspec.json.decode(program, type=_Program).files}
+    except (msgspec.MsgspecError, RecursionError):
+        return error
     rows = []
     place: tuple[str, int, int] | None = None
     for row in error.stack.split("\n"):

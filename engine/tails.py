@@ -68,6 +68,12 @@ class Tails:
             }
             self._hand_out(run.version.function_id, item)
 
+    def tell(self, function_id: str, at_ms: int, text: str) -> None:
+        """Say something about a function that no run of it says."""
+        if self._is_watched(function_id):
+            item = {"execution_id": None, "ts": iso(at_ms), "level": "warn", "msg": text}
+            self._hand_out(function_id, item)
+
     def report(self, run: Run) -> None:
         if not self._is_watched(run.version.function_id):
             return

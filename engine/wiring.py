@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from sqlalchemy import Connection
 
+from engine.addresses import split_denied
+from engine.admission import Admission
 from engine.allowances import defaults as defaults_of_projects
 from engine.api.app import Operations, create_app
 from engine.api.hot import Hot
 from engine.api.platform import Check, Samples
 from engine.api.ports import Ports
 from engine.backlog import Backlog
+from engine.breakers import Breakers
 from engine.builder import Builder
-from engine.catalogue import Catalogue
+from engine.catalogue import Catalogue, Version
 from engine.changes import Changes
 from engine.clock import Clock, wall_clock
 from engine.commit import Settler
@@ -41,18 +44,23 @@ from engine.hostcalls.kv import KeyValues
 from engine.hostcalls.network import Network
 from engine.hostcalls.timers import timer
 from engine.idempotency import Idempotency
+from engine.idle_cells import IdleCells
 from engine.ids import new_id
 from engine.kv import Sweeper
+from engine.memory_budget import MemoryBudget, budget_bytes
 from engine.metrics import Metrics
 from engine.nodes import Nodes
 from engine.outbox import Outbox
 from engine.programs import Programs
 from engine.projects import key_hash, make_key, new_secret_key
 from engine.queue_gauges import QueueGauges
+from engine.queue_room import QueueRoom
+from engine.rate_limits import RateLimits
 from engine.readiness import Node, Readiness
 from engine.retention import Retention
 from engine.retention_rules import defaults
 from engine.rotation import Rotation
+from engine.run import Run
 from engine.scheduler import Scheduler
 from engine.settings import Settings
 from engine.store.api_keys import insert_api_key
@@ -63,11 +71,11 @@ from engine.store.live import all_keys, all_projects
 from engine.store.projects import Project, insert_project
 from engine.store.sole import hold
 from engine.tails import Tails
+from engine.usage import Usage
 from engine.vault import Vault
 from jobs.bus import Bus, NullBus
 from jobs.local_tickets import LocalTickets
 from jobs.tickets import Tickets
-from runtimes.contract import CellKind, Runtime
 from sandbox.supervisor import Sandbox
 
 if TYPE_CHECKING:
@@ -103,7 +111,9 @@ class Platform:
     metrics: Metrics
     sandbox: Sandbox
     dispatcher: Dispatcher
+    breakers: Breakers
     backlog: Backlog
+    queue_room: QueueRoom
     scheduler: Scheduler
     events: Events
     nodes: Nodes
@@ -111,12 +121,20 @@ class Platform:
     bus: Bus
     kind: Kind
     idempotency: Idempotency
+    rate_limits: RateLimits
     readiness: Readiness
     checks: Mapping[str, Check]
     new_admin_key: str | None  # made at this start; to be shown once
 
     def quarantined(self) -> Mapping[str, int]:
         return self.dispatcher.quarantined()
+
+    def held_back(self) -> Mapping[str, int]:
+        return self.breakers.held_back()
+
+    @property
+    def usage(self) -> Usage:
+        return self.dispatcher.admission.usage
 
     def running(self) -> Collection[str]:
         return self.backlog.running()
@@ -149,7 +167,9 @@ class Platform:
                 journal=self.journal,
                 events=self.events,
                 idempotency=self.idempotency,
+                rate_limits=self.rate_limits,
                 backlog=self.backlog,
+                queue_room=self.queue_room,
                 dispatcher=self.dispatcher,
                 clock=self.clock,
             ),
@@ -224,18 +244,26 @@ async def open_platform(
         )
         stack.push_async_callback(sandbox.close)
         await sandbox.start()
-        builder = Builder(sandbox, clock, cell_memory_mb=settings.cell_memory_mb)
+        usage = Usage(
+            journal,
+            clock,
+            catalogue.allowances,
+            lifted=lambda: dispatcher.admission.release_soon(),
+            refused=metrics.refused,
+        )
+        stack.push_async_callback(usage.close)
+        builder = Builder(sandbox, clock, cell_memory_mb=settings.cell_memory_mb, usage=usage)
         programs = Programs(
             database,
             journal,
             vault,
             builder,
-            fingerprint=lambda: sandbox.fingerprint(CellKind(Runtime.WASM)),
+            fingerprint=sandbox.fingerprint,
             clock=clock,
         )
         stack.push_async_callback(programs.close)
         # One each: guests that wait for slow servers must not hold the outbox's connections.
-        guests_egress, outbox_egress = (Egress(settings.egress_allow) for _ in range(2))
+        guests_egress, outbox_egress = (_egress(settings) for _ in range(2))
         stack.push_async_callback(guests_egress.close)
         stack.push_async_callback(outbox_egress.close)
         rng = Random()  # noqa: S311 - spreads retries, guards nothing
@@ -251,7 +279,9 @@ async def open_platform(
             claim_s=math.inf if database.is_sqlite else settings.lease_seconds / 2,
         )
         events = Events(catalogue, clock, owner=lambda project_id: backlog.owner(project_id))
-        broker = _broker(catalogue, database, journal, guests_egress, clock, vault, tails)
+        broker = _broker(
+            catalogue, database, journal, guests_egress, clock, vault, tails, metrics.counts
+        )
         settler = Settler(
             journal,
             events,
@@ -268,17 +298,50 @@ async def open_platform(
             rng=rng,
             outbox_of=lambda: None if database.is_sqlite else journal.node_id,
         )
+
+        queue_room = QueueRoom(database, catalogue.allowances, refused=metrics.refused)
+        stack.push_async_callback(queue_room.close)
+
+        def finish(run: Run) -> None:
+            settler.settle(run)
+            breakers.ended(run)
+
         dispatcher = Dispatcher(
             sandbox,
             broker,
-            finish=settler.settle,
+            finish=finish,
             on_log=tails.log,
             clock=clock,
             cells_max=settings.cells_max,
             cell_memory_mb=settings.cell_memory_mb,
             programs=programs,
             is_hardened=catalogue.hardened,
+            admission=lambda start: Admission(
+                usage, catalogue.allowances, start=start, refused=metrics.refused
+            ),
         )
+        breakers = Breakers(
+            database,
+            journal,
+            dispatcher,
+            clock=clock,
+            settle=settler.settle,
+            put_off=settler.put_off,
+            wake=lambda project_id, priority, due_ms: backlog.wake(project_id, priority, due_ms),
+            tell=lambda function_id, text: tails.tell(function_id, clock(), text),
+        )
+        dispatcher.guard = breakers
+        changes.on_breakers = breakers.changed
+        memory = MemoryBudget(
+            dispatcher,
+            sandbox,
+            budget=budget_bytes(settings.memory_budget_mb),
+            cell_memory_mb=settings.cell_memory_mb,
+        )
+        idle_cells = IdleCells(dispatcher.houses)
+        metrics.gauges["cloudcode_cells"] = memory.cells
+        metrics.gauges["cloudcode_cells_memory_bytes"] = memory.held
+        metrics.gauges["cloudcode_cells_reclaimed_total"] = memory.reclaimed
         bus: Bus = NullBus()
         tickets: Tickets
         runs_here = kind == "worker" or settings.redis_url is None
@@ -305,6 +368,8 @@ async def open_platform(
             runs_here=runs_here,
             shared=settings.redis_url is not None,
             counts=metrics.counts,
+            changed=queue_room.changed,
+            held_back=usage.exceeded,
         )
 
         queue_gauges = metrics.stored = QueueGauges(database, clock)
@@ -318,6 +383,7 @@ async def open_platform(
             clock,
             wake=backlog.wake,
             cancelled=lambda ids: platform.cancelled(ids),
+            has_room=queue_room.fits,
             counts=metrics.counts,
         )
         readiness = Readiness(
@@ -334,9 +400,18 @@ async def open_platform(
             sandbox_alive=lambda: sandbox.alive,
         )
         stack.push_async_callback(readiness.close)
-        catalogue.on_retired = dispatcher.retire
+
+        def retired(version: Version) -> None:
+            dispatcher.retire(version)
+            breakers.replaced(version.id)
+
+        catalogue.on_retired = retired
+        catalogue.on_isolation = dispatcher.rehouse
+        metrics.gauges |= dispatcher.admission.gauges()
+        rate_limits = RateLimits()
+        metrics.gauges["cloudcode_rate_limited_total"] = rate_limits.samples
         _store_gauges(metrics, journal, retention, queue_gauges, scheduler)
-        _gauges(metrics, outbox, dispatcher, backlog, (guests_egress, outbox_egress))
+        _gauges(metrics, outbox, dispatcher, backlog, breakers, (guests_egress, outbox_egress))
         platform = Platform(
             settings=settings,
             clock=clock,
@@ -353,7 +428,9 @@ async def open_platform(
             metrics=metrics,
             sandbox=sandbox,
             dispatcher=dispatcher,
+            breakers=breakers,
             backlog=backlog,
+            queue_room=queue_room,
             scheduler=scheduler,
             events=events,
             nodes=nodes,
@@ -361,6 +438,7 @@ async def open_platform(
             bus=bus,
             kind=kind,
             idempotency=Idempotency(journal, vault, clock),
+            rate_limits=rate_limits,
             readiness=readiness,
             checks=readiness.checks(),
             new_admin_key=new_admin_key,
@@ -385,7 +463,14 @@ async def open_platform(
             catalogue.learn = changes.fresh
             changes.start()
             stack.push_async_callback(changes.close)
+        await breakers.load()
+        await usage.start()
+        queue_room.start()
         backlog.start()
+        memory.start()
+        stack.push_async_callback(memory.close)
+        idle_cells.start()
+        stack.push_async_callback(idle_cells.close)
         await retention.start()
         await readiness.start()
         await scheduler.start()
@@ -449,6 +534,13 @@ def check_kind(settings: Settings, kind: Kind) -> None:
         )
 
 
+def _egress(settings: Settings) -> Egress:
+    networks, hosts = split_denied(settings.egress_deny)
+    return Egress(
+        settings.egress_allow, deny=networks, deny_hosts=hosts, nat64=settings.egress_nat64
+    )
+
+
 def _broker(
     catalogue: Catalogue,
     database: Database,
@@ -457,6 +549,7 @@ def _broker(
     clock: Clock,
     vault: Vault,
     tails: Tails,
+    counts: Counter[str],
 ) -> Broker:
     devices = Devices(catalogue, database, clock)
     key_values = KeyValues(database, clock)
@@ -471,7 +564,7 @@ def _broker(
             "kv.delete": key_values.delete,
             "kv.list": key_values.list,
             "connection.send": Connections(vault, tails.log).send,
-            "function.call": Functions(catalogue).call,
+            "function.call": Functions(catalogue, counts).call,
             "job.progress": Jobs(journal, clock).progress,
             "fetch": network.fetch,
             "timer": timer,
@@ -482,6 +575,7 @@ def _broker(
 async def _stop_runs(platform: Platform) -> None:
     platform.tails.close()
     await platform.backlog.close()
+    await platform.breakers.close()
     dispatcher = platform.dispatcher
     try:
         async with asyncio.timeout(DRAIN_S if platform.kind == "serve" else WORKER_DRAIN_S):
@@ -534,6 +628,7 @@ def _gauges(
     outbox: Outbox,
     dispatcher: Dispatcher,
     backlog: Backlog,
+    breakers: Breakers,
     egresses: tuple[Egress, Egress],
 ) -> None:
     def held() -> Samples:
@@ -544,6 +639,12 @@ def _gauges(
 
     def held_back() -> Samples:
         return {(reason,): float(count) for reason, count in outbox.counts.held.items()}
+
+    def breakers_now() -> Samples:
+        return {(state,): float(count) for state, count in breakers.counts().items()}
+
+    def breakers_opened() -> Samples:
+        return {(scope,): float(count) for scope, count in breakers.opened.items()}
 
     def opened() -> Samples:
         return {(kind,): float(count) for kind, count in outbox.counts.opened.items()}
@@ -561,6 +662,8 @@ def _gauges(
     metrics.gauges["cloudcode_connector_requests_total"] = requests
     metrics.gauges["cloudcode_deliveries_held_total"] = held_back
     metrics.gauges["cloudcode_breaker_openings_total"] = opened
+    metrics.gauges["cloudcode_breakers"] = breakers_now
+    metrics.gauges["cloudcode_breakers_opened_total"] = breakers_opened
     metrics.gauges["cloudcode_worker_busy"] = busy
     metrics.gauges["cloudcode_egress_blocked_total"] = blocked
 

@@ -152,7 +152,8 @@ class FromCell(StrEnum):
     BUILT = "b"  # payload: the compiled program, which only the same runtime understands
     LOADED = "l"  # payload: JSON {"handlers": [...], "kind": "..."}
     REFUSED = "e"  # payload: JSON GuestError: the code does not load
-    OUTPUT = "o"  # payload: u64 CPU nanoseconds, u32 peak RSS in KiB, JSON array of messages
+    OUTPUT = "o"  # payload: u64 CPU nanoseconds, u32 peak RSS in KiB, JSON array of messages, each
+    # on a line of its own
     FAULT = "x"  # payload: text of an exception of ours in the cell, which ends after it
     STOPPED = "k"  # payload: JSON Stop; the cell ends itself after this frame
 

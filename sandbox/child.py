@@ -20,6 +20,7 @@ from typing import Final, NoReturn, Protocol
 import msgspec
 
 from runtimes.contract import (
+    MIB,
     CellKind,
     FromCell,
     GuestError,
@@ -32,12 +33,16 @@ from runtimes.contract import (
 from runtimes.javascript import guest as javascript_guest
 from runtimes.webassembly import guest as wasm_guest
 from sandbox.frames import FrameReader, frame
-from sandbox.lockdown import Prepared, lock_down
+from sandbox.lockdown import Birth, Prepared, cap_memory, lock_down, open_statm
+from sandbox.room_unsafe import can_have
 
 TICK_MS = 5  # the watchdog looks this often while a guest runs
 IDLE_MS = 50  # without work for so long, a cell prepares the next isolate
+ROOM_BYTES = 24 * MIB  # what a new guest and its program may need before a limit of theirs holds
+ROOM_MS = 50  # how often a cell that gets work looks whether it has so much room
 _OUTPUT_HEAD = struct.Struct(">QI")
 _FAULT_CODE = 70
+_FULL_CODE = 85  # exit status of a cell that guests have filled for good
 _STOP_CODE = 86  # exit status of a cell that ended itself; the STOPPED frame says why
 
 
@@ -66,6 +71,10 @@ class Guest(Protocol):
     def memory_stop(self) -> Stop: ...
 
     def crash_stop(self) -> Stop: ...
+
+    def relieve(self) -> None:
+        """Give back what memory nothing uses any more. Only called while it is not busy."""
+        ...
 
     def close(self) -> None: ...
 
@@ -103,19 +112,25 @@ LANGUAGES: Final[Mapping[Runtime, Language]] = {
 
 
 def run_cell(
-    channel: socket.socket, prepared: Prepared, parent_pid: int, kind: CellKind
+    channel: socket.socket, birth: Birth, *, prepared: Prepared, kind: CellKind, memory_mb: int
 ) -> NoReturn:
-    """Be a cell until the engine closes the channel or a guest goes over a limit."""
+    """Be a cell until the engine closes the channel or a guest goes over a limit.
+
+    It may take `memory_mb` on top of the size that it has when it is ready.
+    """
     language = LANGUAGES[kind.runtime]
     language.initialise(hardened=kind.hardened)
+    statm = open_statm()
     layers = lock_down(
         prepared,
-        socket_fd=channel.fileno(),
-        parent_pid=parent_pid,
+        channel.fileno(),
+        birth=birth,
+        statm=statm,
         memory_files=kind.runtime is Runtime.WASM,
         hardened=kind.hardened,
     )
     cell = Cell(channel, language)
+    layers = cap_memory(layers, statm, memory_mb * MIB)
     cell.send(FromCell.READY, 0, msgspec.json.encode(layers))
     try:
         cell.serve()
@@ -136,6 +151,8 @@ class Cell:
         self._ids: dict[int, int] = {}
         self._spare: Guest | None = None
         self._spare = self._new_guest()  # made before anybody waits: the first load finds it ready
+        self._wants_spare = False
+        self._room_seen_ns = 0
 
     def serve(self) -> None:
         reader = FrameReader()
@@ -144,7 +161,7 @@ class Cell:
         watched_ns = 0
         while True:
             busy = any(guest.busy for guest in self._guests.values())
-            wait_ms = TICK_MS if busy else IDLE_MS if self._spare is None else None
+            wait_ms = TICK_MS if busy else IDLE_MS if self._wants_spare else None
             ready = poll.poll(wait_ms)
             if busy and (now_ns := time.monotonic_ns()) - watched_ns > TICK_MS * 1_000_000:
                 watched_ns = now_ns  # also while frames for other guests keep coming
@@ -156,7 +173,9 @@ class Cell:
                 for kind, isolate, payload in reader.feed(data):
                     self._take(kind, isolate, payload)
             elif not busy:
-                self._spare = self._new_guest()  # the next version to be loaded finds it ready
+                self._wants_spare = False
+                if self._has_room():  # the next version to be loaded finds it ready
+                    self._spare = self._new_guest()
 
     def send(self, kind: FromCell, isolate: int, payload: bytes) -> None:
         with self._sending:
@@ -172,6 +191,7 @@ class Cell:
         if kind == ToCell.BATCH:
             guest = self._guests.get(isolate)
             if guest is not None:
+                self._end_if_full()
                 guest.post(payload)
         elif kind == ToCell.LOAD:
             self._load(isolate, payload)
@@ -183,7 +203,11 @@ class Cell:
                 guest.close()
 
     def _load(self, isolate: int, payload: bytes) -> None:
+        if not self._has_room():
+            self._refuse(isolate, GuestError(name="MemoryError", message="no room in the cell"))
+            return
         guest, self._spare = self._spare or self._new_guest(), None
+        self._wants_spare = True
         self._guests[isolate] = guest
         self._ids[id(guest)] = isolate
         try:
@@ -209,6 +233,32 @@ class Cell:
         if guest is not None:
             guest.close()
         self.send(FromCell.REFUSED, isolate, msgspec.json.encode(error))
+
+    def _end_if_full(self) -> None:
+        """End the cell if nobody else could be let in: the engine starts the work again in another.
+
+        Heaps have limits of their own; this is for what guests keep beside them between their
+        runs, array buffers above all.
+        """
+        now_ns = time.monotonic_ns()
+        if now_ns - self._room_seen_ns < ROOM_MS * 1_000_000:
+            return
+        self._room_seen_ns = now_ns
+        busy = any(guest.busy for guest in self._guests.values())
+        if not busy and not self._has_room():  # what works now may give its memory back
+            os._exit(_FULL_CODE)
+
+    def _has_room(self) -> bool:
+        """Say whether one more guest fits in, if need be after the others have tidied up.
+
+        Asked first, because a runtime that finds no memory at its start hangs or ends the cell.
+        """
+        if can_have(ROOM_BYTES):
+            return True
+        for guest in self._guests.values():
+            if not guest.busy:
+                guest.relieve()
+        return can_have(ROOM_BYTES)
 
     def _new_guest(self) -> Guest:
         return self._language.new_guest(self._output, self._broken, self.watch)

@@ -5,7 +5,7 @@ the engine's side trusts nothing that comes out of it but the shape.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from runtimes.contract import FRAME_BYTES_MAX
@@ -15,11 +15,12 @@ _BODY_MIN: Final = _HEAD.size - 4  # kind and isolate
 
 
 class BadFrame(Exception):
-    """The other side's: a length that no frame has. Nothing more can be read from it."""
+    """The other side's: a frame that cannot be, or must not be now. Nothing after it is read."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, kind: str, isolate: int, length: int, most: int) -> None:
         self.length = length
-        super().__init__(f"frame of {length} bytes; allowed {_BODY_MIN} to {FRAME_BYTES_MAX}")
+        what = f"allowed {_BODY_MIN} to {most}" if most >= _BODY_MIN else "nobody waits for it"
+        super().__init__(f"frame of {length} bytes; {what} (kind {kind!r}, isolate {isolate})")
 
 
 def frame(kind: str, isolate: int, payload: bytes = b"") -> bytes:
@@ -27,28 +28,40 @@ def frame(kind: str, isolate: int, payload: bytes = b"") -> bytes:
     return _HEAD.pack(_BODY_MIN + len(payload), kind.encode(), isolate) + payload
 
 
-class FrameReader:
-    """Turns a stream's pieces into frames."""
+def any_frame(_kind: str, _isolate: int) -> int:
+    """Let every frame have the most that there is."""
+    return FRAME_BYTES_MAX - _BODY_MIN
 
-    def __init__(self) -> None:
+
+class FrameReader:
+    """Turns a stream's pieces into frames; holds one unfinished frame at most."""
+
+    def __init__(self, room_for: Callable[[str, int], int] = any_frame) -> None:
+        """`room_for(kind, isolate)` is asked at each head: the most bytes of payload; -1: none."""
         self._buffer = bytearray()
+        self._room_for = room_for
+        self._is_promised = False  # the head at the start of the buffer has passed already
 
     def feed(self, data: bytes) -> Iterator[tuple[str, int, bytes]]:
         """Yield (kind, isolate, payload) of every frame that is complete.
 
         Raises:
-            BadFrame: the length is out of range.
+            BadFrame: a head says more than there is room for, before any of it is waited for.
         """
         buffer = self._buffer
         buffer += data
         at = 0
         while len(buffer) - at >= _HEAD.size:
-            length, kind, isolate = _HEAD.unpack_from(buffer, at)
-            if not _BODY_MIN <= length <= FRAME_BYTES_MAX:
-                raise BadFrame(length)
+            length, letter, isolate = _HEAD.unpack_from(buffer, at)
+            kind = letter.decode("latin-1")
+            if not self._is_promised:
+                most = min(FRAME_BYTES_MAX, self._room_for(kind, isolate) + _BODY_MIN)
+                if not _BODY_MIN <= length <= most:
+                    raise BadFrame(kind, isolate, length, most)
             end = at + 4 + length
-            if end > len(buffer):
+            self._is_promised = end > len(buffer)
+            if self._is_promised:
                 break
-            yield kind.decode("latin-1"), isolate, bytes(buffer[at + _HEAD.size : end])
+            yield kind, isolate, bytes(buffer[at + _HEAD.size : end])
             at = end
         del buffer[:at]

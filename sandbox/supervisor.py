@@ -14,8 +14,8 @@ import subprocess
 import sys
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final, Protocol, cast
 
 import msgspec
 import psutil
@@ -23,7 +23,7 @@ import structlog
 
 from runtimes.contract import MIB, CellKind, FromCell, GuestError, Runtime, ToCell
 from runtimes.webassembly.fingerprint import fingerprint
-from sandbox.frames import BadFrame, FrameReader, frame
+from sandbox.frames import FrameReader, frame
 from sandbox.lockdown import Layer
 
 JAVASCRIPT: Final = CellKind(Runtime.JAVASCRIPT)
@@ -31,16 +31,13 @@ START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under l
 STARTS_MAX: Final = 4  # a cell killed at its start, or with its zygote, says nothing of the next
 CLOSE_MS: Final = 2_000
 REAP_S: Final = 1.0  # a dead zygote's channel closes before its status can be had
+KILL_AGAIN_S: Final = 0.05  # when the zygote's channel was full
+STOP_GRACE_S: Final = 1.0  # a cell ends itself after STOPPED; one that lies is ended
+SMALL_BYTES_MAX: Final = 64 * 1024  # of READY and FAULT: a hundred times what they have
+WRITE_BYTES_MAX: Final = 512 * MIB  # that a cell may leave unread: 150 batches and some programs
 _OUTPUT_HEAD: Final = struct.Struct(">QI")
-_NONSENSE: Final = (
-    BadFrame,
-    msgspec.MsgspecError,
-    struct.error,
-    ValueError,
-    OverflowError,
-    RecursionError,
-)
 _V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
+_ABORTED: Final = int(signal.SIGABRT)  # exit status of abort() as the first of a pid namespace
 _KILLED: Final = int(signal.SIGKILL)
 _log = structlog.get_logger()
 
@@ -56,15 +53,28 @@ class Death:
     signal: int  # 0: it exited by itself
     exit_code: int
     peak_bytes: int
+    cpu_ns: int = 0  # of its whole life; 0: nobody was left to tell
+    lied: bool = False  # the SIGKILL is ours: it said what no honest cell says
 
     @property
     def out_of_memory(self) -> bool:
         """V8 aborts the process without memory; SIGKILL that is not ours is the kernel's OOM."""
-        return self.signal in _V8_ABORTS
+        return self.signal in _V8_ABORTS or self.exit_code == _ABORTED
 
 
 class CellListener(Protocol):
-    """Port: whoever uses a cell. Called on the loop; must not block."""
+    """Port: whoever uses a cell. Called on the loop; must not block.
+
+    Whatever is raised ends the cell, and the cell alone: the frame was a lie, or met a mistake of
+    ours.
+    """
+
+    def room_for(self, kind: str, isolate: int) -> int:
+        """Return the most bytes of payload that this frame may have now; -1: nobody waits for it.
+
+        Asked when a frame's head is there, before any of the rest is waited for.
+        """
+        ...
 
     def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None: ...
 
@@ -93,13 +103,17 @@ class Cell(asyncio.Protocol):
     def __init__(self, sandbox: "Sandbox", kind: CellKind) -> None:
         self._sandbox = sandbox
         self.kind = kind
-        self._reader = FrameReader()
+        self._reader = FrameReader(self._room_for)
         self._transport: asyncio.Transport | None = None
         self.pid = 0
         self.layers: tuple[Layer, ...] = ()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.listener: CellListener | None = None
         self.isolates_count = 0
+        self._is_condemned = False  # it has been killed, or is about to be: it is not heard
+        self._has_lied = False
+        self._has_faulted = False
+        self._has_stopped = False
         self._lost = False
         self._death: Death | None = None
 
@@ -110,9 +124,21 @@ class Cell(asyncio.Protocol):
     def send(self, kind: ToCell, isolate: int, payload: bytes = b"") -> None:
         if self._transport is not None and not self._lost:
             self._transport.write(frame(kind, isolate, payload))
+            if self._transport.get_write_buffer_size() > WRITE_BYTES_MAX:
+                _log.warning("cell_does_not_read", pid=self.pid)
+                self.kill()
+
+    def cpu_ns(self) -> int | None:
+        """Return the CPU time of its process, as the kernel counts it; None: it is gone."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except (psutil.Error, ValueError):
+            return None
+        return int((times.user + times.system) * 1e9)
 
     def kill(self) -> None:
-        """End it now; `on_death` follows."""
+        """End it now, and hear no more of it; `on_death` follows."""
+        self._is_condemned = True
         self._sandbox.kill(self)
 
     def give_up(self) -> None:
@@ -126,11 +152,16 @@ class Cell(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none of its subclasses
 
     def data_received(self, data: bytes) -> None:
+        if self._is_condemned:
+            return
         try:
             for kind, isolate, payload in self._reader.feed(data):
                 self._receive(kind, isolate, payload)
-        except _NONSENSE as error:
-            _log.warning("cell_spoke_nonsense", pid=self.pid, error=str(error))
+                if self._is_condemned:
+                    return
+        except Exception as error:  # noqa: BLE001 - the loop of frames: no lie may reach the engine's own
+            _log.warning("cell_spoke_nonsense", pid=self.pid, error=repr(error)[:1000])
+            self._has_lied = True
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -140,7 +171,7 @@ class Cell(asyncio.Protocol):
 
     def ended(self, death: Death) -> None:
         """The zygote has reaped it."""
-        self._death = death
+        self._death = replace(death, lied=self._has_lied)
         self._end_if_over()
 
     def _end_if_over(self) -> None:
@@ -153,22 +184,29 @@ class Cell(asyncio.Protocol):
         if listener is not None:
             listener.on_death(self._death)
 
-    def _receive(  # noqa: C901 - one branch for each kind of frame
-        self, kind: str, isolate: int, payload: bytes
-    ) -> None:
+    def _room_for(self, kind: str, isolate: int) -> int:
+        if self._has_stopped:
+            return -1
+        if kind == FromCell.READY:
+            return -1 if self.ready.done() else SMALL_BYTES_MAX
+        if kind == FromCell.FAULT:
+            return -1 if self._has_faulted else SMALL_BYTES_MAX
+        return -1 if self.listener is None else self.listener.room_for(kind, isolate)
+
+    def _receive(self, kind: str, isolate: int, payload: bytes) -> None:
         listener = self.listener
-        if kind == FromCell.OUTPUT:
-            cpu_ns, peak_kib = _OUTPUT_HEAD.unpack_from(payload)
-            if listener is not None:
-                listener.on_output(isolate, cpu_ns, peak_kib * 1024, payload[_OUTPUT_HEAD.size :])
-        elif kind == FromCell.READY:
+        if kind == FromCell.READY:
             self.layers = tuple(msgspec.json.decode(payload, type=list[Layer]))
             if not self.ready.done():
                 self.ready.set_result(None)
         elif kind == FromCell.FAULT:
+            self._has_faulted = True
             _log.error("cell_fault", pid=self.pid, error=payload[:2000].decode("utf-8", "replace"))
         elif listener is None:
-            return
+            raise ValueError(f"a frame {kind!r} that nobody waits for any more")
+        elif kind == FromCell.OUTPUT:
+            cpu_ns, peak_kib = _OUTPUT_HEAD.unpack_from(payload)
+            listener.on_output(isolate, cpu_ns, peak_kib * 1024, payload[_OUTPUT_HEAD.size :])
         elif kind == FromCell.BUILT:
             listener.on_built(isolate, payload)
         elif kind == FromCell.REFUSED:
@@ -176,6 +214,8 @@ class Cell(asyncio.Protocol):
         elif kind == FromCell.LOADED:
             listener.on_loaded(isolate, payload)
         elif kind == FromCell.STOPPED:
+            self._has_stopped = True
+            asyncio.get_running_loop().call_later(STOP_GRACE_S, self.kill)
             listener.on_stopped(isolate, payload)
         else:
             raise ValueError(f"frame kind {kind!r}")
@@ -192,6 +232,13 @@ class _Zygote:
 class Sandbox:
     """Cells on this node: warm ones in a pool, the others with whoever acquired them."""
 
+    zygote_command: ClassVar[tuple[str, ...]] = (
+        sys.executable,
+        "-I",
+        "-m",
+        "sandbox.zygote_unsafe",
+    )
+
     def __init__(self, *, warm_count: int, cell_memory_mb: int, strict: bool) -> None:
         self._warm_count = warm_count
         self._cell_memory_mb = cell_memory_mb
@@ -201,6 +248,9 @@ class Sandbox:
         self._filling: dict[CellKind, asyncio.Task[None]] = {}
         self._starting_zygote = asyncio.Lock()
         self._closing = False
+        self._no_warm = False
+        self._room = asyncio.Event()
+        self._room.set()
         self.layers: tuple[Layer, ...] = ()
 
     async def start(self) -> None:
@@ -209,15 +259,12 @@ class Sandbox:
         Raises:
             SandboxError: no cell starts, or `strict` and a layer is missing.
         """
-        cell = await self._spawn(JAVASCRIPT)
-        self.layers = cell.layers
-        missing = [layer for layer in cell.layers if not layer.active]
-        if missing and self._strict:
+        try:
+            cell = await self._spawn(JAVASCRIPT)
+        except SandboxError:
             await self.close()
-            reasons = "; ".join(
-                f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing
-            )
-            raise SandboxError(f"isolation_required=strict, but {reasons}")
+            raise
+        self.layers = cell.layers
         self._warm[JAVASCRIPT] = deque([cell])
         self._fill(JAVASCRIPT)
 
@@ -225,9 +272,31 @@ class Sandbox:
     def alive(self) -> bool:
         return self._zygote is not None and self._zygote.process.poll() is None
 
+    @property
+    def zygote_pid(self) -> int:
+        return 0 if self._zygote is None else self._zygote.process.pid
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Return all cells that are alive, whoever has them."""
+        return () if self._zygote is None else tuple(self._zygote.cells.values())
+
+    def warm_cells(self) -> frozenset[Cell]:
+        return frozenset(cell for warm in self._warm.values() for cell in warm)
+
+    def limit_cells(self, *, no_warm: bool, none: bool) -> None:
+        """Keep no cells warm, or start none at all, until this is called otherwise."""
+        had_none, self._no_warm = self._no_warm, no_warm
+        if none:
+            self._room.clear()
+        else:
+            self._room.set()
+        if had_none and not no_warm:
+            for kind in self._warm:
+                self._fill(kind)
+
     def fingerprint(self, kind: CellKind) -> str:
         """Return what a program compiled here fits: it is compiled anew where this differs."""
-        return fingerprint() if kind.runtime is Runtime.WASM else ""
+        return fingerprint(hardened=kind.hardened) if kind.runtime is Runtime.WASM else ""
 
     async def acquire(self, kind: CellKind = JAVASCRIPT) -> Cell:
         """Return a blank, ready cell: a warm one when there is one.
@@ -235,12 +304,13 @@ class Sandbox:
         A kind of cell is kept warm from the first time that it is asked for.
 
         Raises:
-            SandboxError: none started, STARTS_MAX times in a row.
+            SandboxError: none started, STARTS_MAX times in a row; or none may, see `limit_cells`.
         """
+        await self._wait_for_room()
         warm = self._warm.setdefault(kind, deque())
         while warm:
             cell = warm.popleft()
-            if not cell._lost:  # noqa: SLF001
+            if not (cell._lost or cell._is_condemned):  # noqa: SLF001
                 self._fill(kind)
                 return cell
         for start in range(1, STARTS_MAX + 1):
@@ -255,11 +325,23 @@ class Sandbox:
         self._fill(kind)
         return cell
 
+    async def _wait_for_room(self) -> None:
+        try:
+            async with asyncio.timeout(START_MS / 1000):
+                await self._room.wait()
+        except TimeoutError:
+            raise SandboxError("the cells of this node hold all the memory they may") from None
+
     def kill(self, cell: Cell) -> None:
         zygote = self._zygote
-        if zygote is not None and zygote.cells.get(cell.pid) is cell:
-            with suppress(OSError):
-                zygote.channel.send(b"kill %d" % cell.pid)
+        if zygote is None or zygote.cells.get(cell.pid) is not cell:
+            return
+        try:
+            zygote.channel.send(b"kill %d" % cell.pid)
+        except BlockingIOError:  # it has much to do, and the cell must not outlive that
+            asyncio.get_running_loop().call_later(KILL_AGAIN_S, self.kill, cell)
+        except OSError:
+            pass  # it is dead, and its cells with it
 
     async def close(self) -> None:
         self._closing = True
@@ -280,7 +362,7 @@ class Sandbox:
 
     def _fill(self, kind: CellKind) -> None:
         full = len(self._warm[kind]) >= self._warm_count
-        if self._closing or kind in self._filling or full:
+        if self._closing or self._no_warm or kind in self._filling or full:
             return
         task = asyncio.get_running_loop().create_task(self._fill_now(kind))
         self._filling[kind] = task
@@ -288,7 +370,7 @@ class Sandbox:
 
     async def _fill_now(self, kind: CellKind) -> None:
         warm = self._warm[kind]
-        while len(warm) < self._warm_count and not self._closing:
+        while len(warm) < self._warm_count and not self._closing and not self._no_warm:
             try:
                 warm.append(await self._spawn(kind))
             except SandboxError as error:
@@ -312,8 +394,18 @@ class Sandbox:
             raise SandboxError(f"no cell can be started: {error}") from error
         if cell._lost:  # noqa: SLF001 - killed since it was ready; nobody listened
             raise SandboxError("a cell died as soon as it was ready")
-        self._cap_memory(cell)
+        self._check_layers(cell)
         return cell
+
+    def _check_layers(self, cell: Cell) -> None:
+        """Refuse a cell without all of its walls, of any kind, if the operator wants none such."""
+        missing = [layer for layer in cell.layers if not layer.active]
+        if missing and self._strict:
+            cell.kill()
+            reasons = "; ".join(
+                f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing
+            )
+            raise SandboxError(f"isolation_required=strict, but {reasons}")
 
     async def _ask_for(self, cell: Cell, zygote: _Zygote) -> None:
         ours, theirs = socket.socketpair()
@@ -324,17 +416,10 @@ class Sandbox:
             socket.send_fds(zygote.channel, [order], [theirs.fileno()])
         zygote.spawned.append(cell)  # in the order of the requests: the answers name only the pid
 
-    def _cap_memory(self, cell: Cell) -> None:
-        """Set RLIMIT_DATA to what the cell has now plus its budget, from outside."""
-        with suppress(psutil.Error):
-            process = psutil.Process(cell.pid)
-            limit = process.memory_info().data + self._cell_memory_mb * MIB
-            process.rlimit(psutil.RLIMIT_DATA, (limit, limit))
-
     async def _start_zygote(self) -> _Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - 1 ms, once; ourselves
-            [sys.executable, "-I", "-m", "sandbox.zygote_unsafe", str(theirs.fileno())],
+            [*self.zygote_command, str(theirs.fileno()), str(self._cell_memory_mb)],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={},
@@ -393,6 +478,7 @@ class Sandbox:
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
             exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
             peak_bytes=message["max_rss_kib"] * 1024,
+            cpu_ns=message["cpu_us"] * 1000,
         )
         ended.ended(death)
 

@@ -1,11 +1,11 @@
 """The zygote: everything loaded, nothing started; forks a cell in milliseconds when asked.
 
-Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD` -> fork -> child.run_cell
+Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD MB` -> spawn -> child.run_cell
 Never:  runs user code, starts a thread or V8 (a fork of either is broken), speaks to a cell.
 
 On its channel (SOCK_SEQPACKET, one message each): in `spawn KIND` with the cell's socket
 attached, or `kill PID`; out `{"pid": n}` (0: no process could be had), and for each cell that ended
-`{"pid", "status", "max_rss_kib"}`.
+`{"pid", "status", "max_rss_kib", "cpu_us"}`.
 """
 
 import ctypes
@@ -16,13 +16,15 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.resources import files
-from typing import Final
+from typing import Final, NoReturn
 
 from runtimes.contract import CellKind
 from sandbox.child import run_cell
-from sandbox.lockdown import Prepared, prepare
+from sandbox.lockdown import Birth, adopt, prepare, spawn
 
 MESSAGE_BYTES_MAX: Final = 256
 LARGE_BLOCK_BYTES: Final = 1024 * 1024
@@ -33,11 +35,13 @@ STACK_BYTES: Final = 1536 * 1024  # V8 lets JavaScript use 984 KiB of it, as in 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.setblocking(True)
+    cell_memory_mb = int(sys.argv[2])
     # The library's pages are mapped once and shared by every cell; V8 itself starts in the cell.
     ctypes.CDLL(str(files("py_mini_racer") / "libmini_racer.so"))
     _shrink_stacks()
     _give_memory_back()
     prepared = prepare()
+    adopt()
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -63,7 +67,13 @@ def main() -> None:
                     break
                 order, _, what = message.decode().partition(" ")
                 if order == "spawn":
-                    _spawn(channel, descriptors[0], prepared, cells, CellKind.read(what))
+                    start = partial(
+                        run_cell,
+                        prepared=prepared,
+                        kind=CellKind.read(what),
+                        memory_mb=cell_memory_mb,
+                    )
+                    _spawn(channel, descriptors[0], cells, start)
                 elif (pid := int(what)) in cells:
                     os.kill(pid, signal.SIGKILL)
     for pid in cells:
@@ -93,25 +103,17 @@ def _give_memory_back() -> None:
 def _spawn(
     channel: socket.socket,
     descriptor: int,
-    prepared: Prepared,
     cells: set[int],
-    kind: CellKind,
+    start: Callable[[socket.socket, Birth], NoReturn],
 ) -> None:
-    parent = os.getpid()
-    try:
-        pid = os.fork()
-    except OSError:  # the node is out of processes or memory: one cell less, not all of them
-        os.close(descriptor)
-        channel.send(json.dumps({"pid": 0}).encode())
-        return
-    if pid == 0:
-        try:
-            signal.set_wakeup_fd(-1)
-            run_cell(socket.socket(fileno=descriptor), prepared, parent, kind)
-        finally:
-            os._exit(70)
+    def live(birth: Birth) -> NoReturn:
+        signal.set_wakeup_fd(-1)
+        start(socket.socket(fileno=descriptor), birth)
+
+    pid = spawn(live)
     os.close(descriptor)
-    cells.add(pid)
+    if pid:  # else the node is out of processes or memory: one cell less, not all of them
+        cells.add(pid)
     channel.send(json.dumps({"pid": pid}).encode())
 
 
@@ -121,7 +123,10 @@ def _reap(channel: socket.socket, cells: set[int]) -> None:
         if pid == 0:
             return
         cells.discard(pid)
-        ended = {"pid": pid, "status": status, "max_rss_kib": usage.ru_maxrss}
+        cpu_us = round((usage.ru_utime + usage.ru_stime) * 1e6)
+        ended = {
+            "pid": pid, "status": status, "max_rss_kib": usage.ru_maxrss, "cpu_us": cpu_us,
+        }  # fmt: skip
         channel.send(json.dumps(ended).encode())
 
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
 from engine.egress import Egress
+from sandbox.lockdown import probe
 from tests.standins.servers import Postgres, Redis
 
 ADMIN_KEY = "cck_tests-admin-key"
@@ -24,6 +25,8 @@ START_S = 30
 
 class Engine:
     """One `cloudcode serve` process on a data directory, and a client of it."""
+
+    command: ClassVar[tuple[str, ...]] = (sys.executable, "-P", "-m", "engine")
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
@@ -42,7 +45,7 @@ class Engine:
         environment |= {f"CLOUDCODE_{name.upper()}": text for name, text in self._settings.items()}
         arguments = ["serve", "--port", "0", "--data-dir", str(self.data_dir)]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "engine", *arguments],
+            [*self.command, *arguments],
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=environment,
@@ -202,3 +205,12 @@ async def egress(tls: ssl.SSLContext) -> AsyncIterator[Egress]:
     opened = Egress([ip_network("127.0.0.0/8")], tls=tls)
     yield opened
     await opened.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name every wall that this machine lacks: the tests that need it were skipped."""
+    missing = [layer for layer in probe() if not layer.active]
+    if missing:
+        terminalreporter.section("layers of the lockdown that this machine lacks")
+    for layer in missing:
+        terminalreporter.line(f"{layer.name}: {layer.detail}. Remedy: {layer.remedy}")

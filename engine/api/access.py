@@ -47,6 +47,7 @@ class Access:
     project_id: str
     scopes: frozenset[str]
     key_id: str
+    requests_per_minute: int = 0  # of the key; 0: without a limit
 
     def require(self, *needed: str) -> None:
         """Refuse unless the key has one of these scopes; `admin` is all of them.
@@ -97,7 +98,15 @@ def authenticate(
             if asked is None:
                 raise NotFound("project", project)
             project_id = asked
-    return Access(project_id=project_id, scopes=key.scopes, key_id=key.id)
+    per_minute = key.requests_per_minute
+    if per_minute is None and "admin" not in key.scopes:  # whoever sets limits can be let in
+        per_minute = catalogue.allowances(key.project_id).key_requests_per_minute
+    return Access(
+        project_id=project_id,
+        scopes=key.scopes,
+        key_id=key.id,
+        requests_per_minute=per_minute or 0,
+    )
 
 
 async def access_of(catalogue: Catalogue, headers: Headers) -> Access:

@@ -11,10 +11,11 @@ from engine.api.platform import PlatformHere
 from engine.api.shapes import Body, Listed, PageAsked, Shown, example
 from engine.clock import iso
 from engine.errors import NotFound
-from engine.projects import create_api_key, revoke_api_key
+from engine.projects import change_api_key, create_api_key, revoke_api_key
 from engine.store.api_keys import ApiKey, list_api_keys
 
 router = APIRouter(tags=["projects"])
+RATE = "On each node; 0: no limit; null: `key_requests_per_minute` of its project."
 
 
 class ApiKeyNew(Body):
@@ -23,6 +24,13 @@ class ApiKeyNew(Body):
     name: str
     scopes: list[str] = Field(description="1 to 4 of admin, develop, operate, ingest")
     project: str | None = Field(None, description="Id or name; else the key's own project.")
+    requests_per_minute: int | None = Field(None, description=RATE)
+
+
+class ApiKeyChange(Body):
+    model_config = example({"requests_per_minute": 600})
+
+    requests_per_minute: int | None = Field(description=RATE)
 
 
 class ApiKeyShown(Shown):
@@ -31,6 +39,7 @@ class ApiKeyShown(Shown):
     scopes: list[str]
     project: str = Field(description="The project's id.")
     created_at: str
+    requests_per_minute: int | None = Field(description=RATE)
 
 
 class ApiKeyMade(ApiKeyShown):
@@ -41,7 +50,11 @@ class ApiKeyMade(ApiKeyShown):
 async def add_api_key(platform: PlatformHere, access: Admin, body: ApiKeyNew) -> ApiKeyMade:
     """Make an API key. The `key` itself is shown once and stored nowhere."""
     key, secret = await create_api_key(
-        platform, project=body.project or access.project_id, name=body.name, scopes=body.scopes
+        platform,
+        project=body.project or access.project_id,
+        name=body.name,
+        scopes=body.scopes,
+        requests_per_minute=body.requests_per_minute,
     )
     return ApiKeyMade(**_shown(key).model_dump(), key=secret)
 
@@ -59,6 +72,16 @@ async def show_api_keys(
         raise NotFound("project", project)
     found = await platform.database.read(list_api_keys, page, project_id=project_id)
     return Listed(items=list(map(_shown, found.items)), next_cursor=found.next_cursor)
+
+
+@router.patch("/v1/api-keys/{key_id}", responses=problems(404, 422, body=True))
+async def patch_api_key(
+    platform: PlatformHere, _: Admin, key_id: str, body: ApiKeyChange
+) -> ApiKeyShown:
+    """Change how many requests a key may make."""
+    return _shown(
+        await change_api_key(platform, key_id, requests_per_minute=body.requests_per_minute)
+    )
 
 
 @router.delete(
@@ -79,4 +102,5 @@ def _shown(key: ApiKey) -> ApiKeyShown:
         scopes=list(key.scopes),
         project=key.project_id,
         created_at=iso(key.created_ms),
+        requests_per_minute=key.requests_per_minute,
     )

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from engine.api import (
     admin,
     api_keys,
+    breakers,
     callbacks,
     connections,
     dead_letters,
@@ -34,11 +35,13 @@ from engine.api import (
     schedules,
     tail,
     triggers,
+    usage,
     vaulted,
     versions,
 )
 from engine.api.edge import Edge
 from engine.api.keyed import Keyed
+from engine.api.limited import Limited
 from engine.api.openapi import document, methods_by_path
 from engine.api.platform import Platform
 from engine.api.refusals import install
@@ -52,6 +55,7 @@ ROUTERS: Final = (
     executions.router,
     jobs.router,
     dead_letters.router,
+    breakers.router,
     events.router,
     tail.router,
     products.router,
@@ -64,6 +68,7 @@ ROUTERS: Final = (
     deliveries.router,
     projects.router,
     retention.router,
+    usage.router,
     api_keys.router,
     limits.router,
     admin.router,
@@ -108,6 +113,7 @@ def create_app(platform: Platform) -> FastAPI:
         app.include_router(router)
     install(app)
     app.add_middleware(Keyed, keys=platform.idempotency, catalogue=platform.catalogue)
+    app.add_middleware(Limited, limits=platform.rate_limits, catalogue=platform.catalogue)
     app.add_middleware(Edge, allowed=app.state.allowed)
     app.openapi = _once(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

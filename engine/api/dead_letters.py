@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from engine.api.access import Invoker, Reader
 from engine.api.edge import check_json
@@ -36,7 +37,7 @@ from engine.store.functions import find_function
 
 router = APIRouter(tags=["jobs"])
 
-_FILTERS: Final = ("function", "queue", "cause", "since")
+_FILTERS: Final = ("function", "queue", "cause", "breaker", "since")
 
 
 class LetterShown(Shown):
@@ -53,6 +54,9 @@ class LetterShown(Shown):
     event_id: str | None
     device_id: str | None
     schedule_id: str | None
+    breaker_id: str | None = Field(
+        description="It did not run, or as the breaker's trial: its device is set aside."
+    )
     created_at: str
 
 
@@ -79,6 +83,7 @@ class LettersWanted(Body):
     function: str | None = None
     queue: str | None = None
     cause: str | None = None
+    breaker: str | None = None
     since: str | None = None
 
 
@@ -121,10 +126,11 @@ async def show_letters(
     function: Annotated[str | None, Query(description="Name or id.")] = None,
     queue: Annotated[str | None, Query(description="The name of a queue.")] = None,
     cause: Annotated[str | None, Query(description="write, job, schedule, call ...")] = None,
+    breaker: Annotated[str | None, Query(description="That set them aside: its id.")] = None,
     since: Annotated[str | None, Query(description="RFC 3339: given up then or later.")] = None,
 ) -> Listed[LetterShown]:
     """List dead letters, newest first."""
-    asked = LettersWanted(function=function, queue=queue, cause=cause, since=since)
+    asked = LettersWanted(function=function, queue=queue, cause=cause, breaker=breaker, since=since)
     wanted = await _filter(platform, access.project_id, asked, "?")
     found = await platform.database.read(list_letters, access.project_id, wanted, page)
     items = [LetterShown(**_shown(one)) for one in found.items]
@@ -189,9 +195,9 @@ async def redrive_letters(
         if body.dry_run:
             count = await count_letters(platform, project_id, wanted)
             return _would(count, await first_ids(platform, project_id, wanted))
-        return _done(await redrive_all(platform, project_id, wanted))
+        return redrive_done(await redrive_all(platform, project_id, wanted))
     ids = list(dict.fromkeys(body.ids or ()))
-    return _done(
+    return redrive_done(
         await redrive_ids(platform, project_id, ids, dry_run=body.dry_run), dry_run=body.dry_run
     )
 
@@ -213,6 +219,7 @@ async def drop_letters(
     function: Annotated[str | None, Query(description="Name or id.")] = None,
     queue: Annotated[str | None, Query(description="The name of a queue.")] = None,
     cause: Annotated[str | None, Query(description="write, job, schedule, call ...")] = None,
+    breaker: Annotated[str | None, Query(description="That set them aside: its id.")] = None,
     since: Annotated[str | None, Query(description="RFC 3339: given up then or later.")] = None,
     everything: Annotated[
         bool, Query(alias="all", description="Needed where no filter is given.")
@@ -220,7 +227,7 @@ async def drop_letters(
     dry_run: Annotated[bool, Query(description="Only count them.")] = False,
 ) -> LettersDropped:
     """Throw dead letters away: all that match."""
-    asked = LettersWanted(function=function, queue=queue, cause=cause, since=since)
+    asked = LettersWanted(function=function, queue=queue, cause=cause, breaker=breaker, since=since)
     if not everything and all(getattr(asked, name) is None for name in _FILTERS):
         raise Invalid(f"give one of {', '.join(_FILTERS)}, or all=true", "?all")
     wanted = await _filter(platform, access.project_id, asked, "?")
@@ -254,6 +261,7 @@ async def _filter(
         function=asked.function if known is None else None,
         queue=asked.queue,
         cause=asked.cause,
+        breaker_id=asked.breaker,
         since_ms=None if asked.since is None else parse_time(asked.since, f"{place}since"),
     )
 
@@ -262,7 +270,8 @@ def _would(count: int, ids: list[str]) -> RedriveDone:
     return RedriveDone(dry_run=True, count=count, ids=ids, executions=[], skipped=0, reasons={})
 
 
-def _done(done: Redriven, *, dry_run: bool = False) -> RedriveDone:
+def redrive_done(done: Redriven, *, dry_run: bool = False) -> RedriveDone:
+    """Return what a redrive did as it is shown."""
     return RedriveDone(
         dry_run=dry_run,
         count=done.count,
@@ -288,6 +297,7 @@ def _shown(letter: LetterSummary) -> dict[str, Any]:
         "event_id": letter.event_id,
         "device_id": letter.device_id,
         "schedule_id": letter.schedule_id,
+        "breaker_id": letter.breaker_id,
         "created_at": iso(letter.created_ms),
     }
 

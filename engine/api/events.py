@@ -44,12 +44,13 @@ class ExplainedFunction(Shown):
     trigger_id: str | None
     outcome: str = Field(
         description="ran, running, queued, waiting, quarantined, skipped, cancelled, "
-        "dead_lettered, filtered, no_handler, not_bound_then, not_bound, too_deep or unknown."
+        "dead_lettered, set_aside, filtered, no_handler, not_bound_then, not_bound, too_deep, "
+        "over_budget or unknown."
     )
     reason: str | None = Field(
         description="ran: the status. skipped: expired, rate_limited, debounced, singleton, "
-        "overlapped. waiting: retry, debounced, throttled, limit, order, lateness, later. "
-        "queued: claimed, unclaimed."
+        "overlapped. waiting: retry, debounced, throttled, limit, order, lateness, later, "
+        "breaker_open, over_quota. set_aside: breaker_open. queued: claimed, unclaimed."
     )
     detail: str
     keys: list[str] = Field(description="Those that the trigger wants; none: every one.")
@@ -109,6 +110,8 @@ async def explain_event(platform: PlatformHere, access: Reader, event_id: str) -
         now_ms=platform.clock(),
         running=frozenset(platform.running()),
         quarantined=platform.quarantined(),
+        held_back=platform.held_back(),
+        exceeded=platform.usage.exceeded.get(access.project_id),
     )
     return Explained(
         event=_shown(event),

@@ -14,6 +14,7 @@ from engine.api.times import parse_time
 from engine.cancellations import cancel_execution
 from engine.clock import iso
 from engine.errors import Invalid, NotFound
+from engine.explain import OVER_QUOTA
 from engine.ids import new_id
 from engine.replays import (
     Matching,
@@ -63,6 +64,9 @@ class ExecutionShown(Shown):
     schedule_id: str | None
     error: dict[str, Any] | None = None
     limit: dict[str, Any] | None = None
+    waits_for: str | None = Field(
+        None, description="over_quota: it is queued, and the project's CPU time is used up."
+    )
 
 
 class ExecutionWhole(ExecutionShown):
@@ -158,7 +162,10 @@ async def show_executions(
     found = await platform.database.read(
         list_executions, access.project_id, wanted, page, at_work(platform)
     )
-    items = [ExecutionShown(**_shown(one)) for one in found.items]
+    items = [
+        ExecutionShown(**_shown(one), waits_for=_waits_for(platform, access.project_id, one))
+        for one in found.items
+    ]
     return Listed(items=items, next_cursor=found.next_cursor)
 
 
@@ -176,6 +183,7 @@ async def show_execution(
     report = found.report
     return ExecutionWhole(
         **_shown(found),
+        waits_for=_waits_for(platform, access.project_id, found),
         input=None
         if found.input_json is None
         else shown_json(platform, access.project_id, found.input_json),
@@ -305,6 +313,11 @@ def _shown(execution: ExecutionSummary) -> dict[str, Any]:
         "error": execution.error,
         "limit": execution.limit,
     }
+
+
+def _waits_for(platform: Platform, project_id: str, execution: ExecutionSummary) -> str | None:
+    spent = execution.status == WAITING and project_id in platform.usage.exceeded
+    return OVER_QUOTA if spent else None
 
 
 def _ms(us: int | None) -> float | None:

@@ -22,8 +22,8 @@ from engine.api.invocations import (
 )
 from engine.api.keyed import HEADER, Replay, answer_again
 from engine.api.ports import Ports
-from engine.api.problems import OUR_FAULT, PROBLEM_JSON, problem_of
-from engine.api.raw import ClientGone, Draining, MethodNotAllowed, Request, Route
+from engine.api.problems import OUR_FAULT, PROBLEM_JSON, headers_of, problem_of
+from engine.api.raw import VIA, ClientGone, Draining, MethodNotAllowed, Request, Route
 from engine.api.server import Reply
 from engine.api.submissions import create_jobs
 from engine.api.things import refuse_thing, thing_route
@@ -33,12 +33,15 @@ from engine.events import check_text, check_values, has_ids
 from engine.handlers import first_handler
 from engine.ids import new_id
 from engine.quotas import PARAMS_BYTES_MAX
+from engine.rate_limits import Scope as Limited
+from engine.rate_limits import header_lines
 from engine.run import Run
 from engine.store.journal import Commit
 from runtimes.contract import Outcome
 
 RIGHTS_KEPT: Final = 10_000
-UNUSUAL: Final = frozenset({b"prefer", b"x-request-id", b"idempotency-key"})  # for the short way
+UNUSUAL: Final = frozenset({b"prefer", b"x-request-id", HEADER, VIA})  # for the short way
+UNUSUAL_WRITE: Final = frozenset({HEADER, VIA})
 _log = structlog.get_logger()
 _encode: Final = msgspec.json.encode
 
@@ -111,7 +114,7 @@ class Hot:
         path: str = scope["path"]
         try:
             if path.startswith("/v2/"):
-                if HEADER in dict(scope["headers"]):
+                if not UNUSUAL_WRITE.isdisjoint(dict(scope["headers"])):
                     return False
                 return self._quick_write(path[11:], body, reply)
             return self._quick_invoke(path[14:-7], scope, body, reply)
@@ -135,23 +138,34 @@ class Hot:
         if handler == "fetch":
             return False
         run = new_run(execution_id, version, handler, "invoke", body, ports.clock())
+        told = b""
+        if access.requests_per_minute:
+            quota = access.requests_per_minute
+            standing = ports.rate_limits.take_if_left(Limited.KEY, access.key_id, quota)
+            if standing is None:
+                return False
+            told = header_lines(standing)
 
         def on_end(run: Run) -> None:
             self.open_count -= 1
             number = run.execution_id.encode()
+            more = told
             if run.outcome is Outcome.SUCCEEDED:
                 status, kind, answer = b"200 OK", b"application/json", run.result
                 timing = server_timing(run)[0][1]
             else:
+                error = run.refused or RunEnded(run)
                 problem = problem_of(
-                    RunEnded(run), instance=scope["path"], request_id="req_" + run.execution_id[4:]
+                    error, instance=scope["path"], request_id="req_" + run.execution_id[4:]
                 )
+                for header, text in headers_of(error).items():
+                    more += f"{header}: {text}\r\n".encode()
                 status = b"%d %b" % (problem["status"], problem["title"].encode())
                 kind, answer, timing = PROBLEM_JSON.encode(), _encode(problem), b"total"
             reply(
                 b"%b\r\ncontent-type: %b\r\nexecution-id: %b\r\nx-request-id: req_%b\r\n"
-                b"server-timing: %b\r\ncontent-length: %d\r\n\r\n%b"
-                % (status, kind, number, number[4:], timing, len(answer), answer)
+                b"server-timing: %b\r\n%bcontent-length: %d\r\n\r\n%b"
+                % (status, kind, number, number[4:], timing, more, len(answer), answer)
             )
 
         self.open_count += 1
@@ -170,6 +184,15 @@ class Hot:
         checked = check_values(raw, ports.clock())
         commit = Commit()
         accepted = ports.events.accept(commit, device, checked, source="http")
+        if accepted.runs and not ports.queue_room.fits(device.project_id, len(accepted.runs)):
+            return False
+
+        told = b""
+        if quota := ports.catalogue.allowances(device.project_id).device_requests_per_minute:
+            standing = ports.rate_limits.take_if_left(Limited.DEVICE, device.id, quota)
+            if standing is None:
+                return False
+            told = header_lines(standing)
 
         def done(_result: Any, error: BaseException | None) -> None:
             self.open_count -= 1
@@ -183,7 +206,8 @@ class Hot:
                 status = b"503 Service Unavailable"
             reply(
                 b"%b\r\ncontent-type: application/json\r\nx-request-id: req_%b\r\n"
-                b"content-length: %d\r\n\r\n%b" % (status, event_id[4:], len(answer), answer)
+                b"%bcontent-length: %d\r\n\r\n%b"
+                % (status, event_id[4:], told, len(answer), answer)
             )
 
         self.open_count += 1

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 _ID: Final = "0194f0c2a1b07c3e8d2f6a5b4c3d2e1f"
 _KEY: Final[list[dict[str, list[str]]]] = [{"apiKey": []}]
-_SENT: Final = (400, 401, 403, 404, 408, 413, 422, 500, 503)
+_SENT: Final = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503)
 _RUN: Final = (502, 504)
 _VALUES_EXAMPLE: Final[dict[str, Any]] = {
     "values": [{"key": "temperature", "value": 21.5, "datetime": "2010-10-29T00:00:00Z"}]
@@ -85,6 +85,7 @@ HOT_SCHEMAS: Final[dict[str, Any]] = {
         executions=_EXECUTIONS,
         code=_STRING,
         detail=_STRING,
+        retry_after={"type": "integer", "description": "Seconds, where the device is limited."},
     ),
     "Writes": _object(
         ["items", "accepted", "rejected"],
@@ -176,7 +177,7 @@ def _fetch(method: str) -> dict[str, Any]:
             _text("path", "path", "Anything; the handler sees it in request.url."),
         ],
         "responses": {"200": {"description": "What the handler answers.", "headers": _RAN}},
-        "x-problems": (404, 413, 500, 503, *_RUN),
+        "x-problems": (404, 413, 429, 500, 503, *_RUN),
     }
     if method in {"post", "put", "patch"}:
         operation["requestBody"] = {

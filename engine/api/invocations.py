@@ -20,7 +20,9 @@ from engine.api.edge import check_json
 from engine.api.keyed import claim_key
 from engine.api.ports import Ports
 from engine.api.raw import Draining, Request
+from engine.breakers import BreakerOpen, HeldBack
 from engine.catalogue import Catalogue, Device, Function, Version
+from engine.causality import Above
 from engine.dispatch import Dispatcher
 from engine.enqueue import as_declared, enqueue
 from engine.errors import EngineError, NotFound
@@ -91,7 +93,7 @@ class _FetchAnswer(msgspec.Struct):
 
 async def invoke(ports: Ports, request: Request, name: str) -> None:
     """Serve `/v1/functions/{name}/invoke`."""
-    access = request.access(ports.catalogue)
+    access = request.access(ports)
     access.require(*INVOKE)
     body = await request.body(PARAMS_BYTES_MAX, "params_bytes") or b"null"
     check_json(body)
@@ -103,7 +105,8 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
     version = function.choose(execution_id)
     handler = asked_handler(version.handlers, request.query.get("handler"), "?handler")
     given = handler_input(handler, body)
-    run = new_run(execution_id, version, handler, "invoke", given, ports.clock())
+    above = request.above_call()
+    run = new_run(execution_id, version, handler, "invoke", given, ports.clock(), above=above)
     if "respond-async" in request.header(b"prefer"):
         await _respond_async(ports, request, run)
         return
@@ -115,6 +118,8 @@ async def invoke(ports: Ports, request: Request, name: str) -> None:
 
 
 async def _respond_async(ports: Ports, request: Request, run: Run) -> None:
+    ports.dispatcher.admission.usage.check(run.project_id)
+    await ports.queue_room.need(run.project_id, 1)
     commit = Commit()
     as_declared(run)
     enqueue(commit, run, ports.backlog.owner)
@@ -138,11 +143,13 @@ async def serve_http(ports: Ports, request: Request, project: str, name: str, _r
     if "fetch" not in version.handlers:
         raise NotFound("fetch handler in function", name)
     body = await request.body(PARAMS_BYTES_MAX, "request_bytes")
-    run = new_run(
-        execution_id, version, "fetch", "http", request.as_fetch_input(body), ports.clock()
-    )
+    given, above = request.as_fetch_input(body), request.above_call()
+    run = new_run(execution_id, version, "fetch", "http", given, ports.clock(), above=above)
     request.execution_id = execution_id
-    await run_to_end(ports.dispatcher, run)
+    try:
+        await run_to_end(ports.dispatcher, run)
+    except BreakerOpen as error:
+        raise HeldBack(error) from None
     if run.outcome is not Outcome.SUCCEEDED:
         raise RunEnded(run, public=True)
     status, headers, data = _fetch_answer(run)
@@ -157,8 +164,9 @@ def new_run(
     body: bytes,
     now_ms: int,
     device: Device | None = None,
+    above: Above | None = None,
 ) -> Run:
-    return Run(
+    run = Run(
         execution_id=execution_id,
         version=version,
         handler=handler,
@@ -170,6 +178,9 @@ def new_run(
         root_id=execution_id,
         device=device,
     )
+    if above is not None:
+        run.beneath(above)
+    return run
 
 
 async def run_for(request: Request, dispatcher: Dispatcher, run: Run) -> None:
@@ -194,6 +205,7 @@ async def run_to_end(dispatcher: Dispatcher, run: Run) -> None:
 
     Raises:
         Draining: the engine stops, and the run was cancelled.
+        EngineError: it was refused, and has not begun: see `Run.refused`.
     """
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -204,6 +216,8 @@ async def run_to_end(dispatcher: Dispatcher, run: Run) -> None:
     run.on_end = on_end
     dispatcher.submit(run)
     await ended
+    if run.refused is not None:
+        raise run.refused
     if run.outcome is Outcome.CANCELLED:
         raise Draining("the engine stopped before the run had ended; try again in a moment")
 

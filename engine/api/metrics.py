@@ -80,6 +80,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
         GAUGE, "How late the last schedule fired, or how long one has been overdue."
     ),
     "cloudcode_schedule_missed_total": Family(COUNTER, "Due times that nothing fired for."),
+    "cloudcode_loops_stopped_total": Family(
+        COUNTER, "Runs that were not made: too deep, or more than one event may cause."
+    ),
     "cloudcode_nodes": Family(GAUGE, "Nodes that are alive.", ("kind",)),
     "cloudcode_lease_takeovers_total": Family(COUNTER, "Nodes that this one has taken over."),
     "cloudcode_lease_lost_total": Family(COUNTER, "Times that this node was taken over."),
@@ -101,11 +104,45 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "cloudcode_breaker_openings_total": Family(
         COUNTER, "Times that the breaker of a connection has opened.", ("connector",)
     ),
+    "cloudcode_breakers": Family(
+        GAUGE,
+        "Functions, and devices of functions, that are held back: open, half_open (a trial runs).",
+        ("state",),
+    ),
+    "cloudcode_breakers_opened_total": Family(
+        COUNTER, "Times that this node began to hold back a function or a device.", ("scope",)
+    ),
     "cloudcode_egress_blocked_total": Family(
         COUNTER, "Outgoing requests that were refused.", ("reason",)
     ),
-    "cloudcode_rate_limited_total": Family(COUNTER, "Requests answered 429."),
+    "cloudcode_quota_refused_total": Family(
+        COUNTER, "Requests refused for an allowance of the project.", ("limit",)
+    ),
+    "cloudcode_project_waiting": Family(
+        GAUGE, "Runs in hand that wait for room in this node's cells.", ("project",)
+    ),
+    "cloudcode_project_cpu_seconds_total": Family(
+        COUNTER, "CPU time that a project has used on this node.", ("project",)
+    ),
+    "cloudcode_rate_limited_total": Family(
+        COUNTER,
+        "Requests, and writes of a gateway, refused since the key or device had used its minute "
+        "up.",
+        ("scope",),
+    ),
     "cloudcode_worker_busy": Family(GAUGE, "Cells that work right now."),
+    "cloudcode_cells": Family(
+        GAUGE, "Cells of this node: warm (in the pool), idle, busy.", ("state",)
+    ),
+    "cloudcode_cells_memory_bytes": Family(
+        GAUGE, "Memory that all of them hold, without what they share."
+    ),
+    "cloudcode_cells_reclaimed_total": Family(
+        COUNTER,
+        "Cells that were ended for their memory: budget (idle ones, for others), cell (it held "
+        "more than one may), tight (it worked, and was the largest).",
+        ("reason",),
+    ),
 }
 
 

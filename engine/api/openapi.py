@@ -13,7 +13,7 @@ from engine.api.hot_openapi import HOT_PATHS, HOT_SCHEMAS
 from engine.api.problems import KINDS, PROBLEM_JSON, problem_body
 
 _ALWAYS: Final = (500,)
-_WITH_KEY: Final = (401, 403, 404, 503)  # 404: an admin key may name a project, wrongly
+_WITH_KEY: Final = (401, 403, 404, 429, 503)  # 404: an admin key may name a project, wrongly
 _WITH_BODY: Final = (400, 408, 413, 422)
 _METHODS: Final = ("get", "head", "post", "put", "patch", "delete")
 _DETAILS: Final = {

@@ -9,11 +9,14 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from engine import connections, functions, replays, reruns
+from engine.allowances import Effective
 from engine.connectors.contract import ERROR_CHARS_MAX
 from engine.idempotency import Idempotency
+from engine.rate_limits import RateLimits
 from engine.redaction import Redaction
 from engine.rotation import Rotation
 from engine.settings import Settings
+from engine.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,13 @@ class Key(Protocol):
     @property
     def scopes(self) -> frozenset[str]: ...
 
+    @property
+    def requests_per_minute(self) -> int | None:
+        """None: what the project allows each of its keys; 0: without a limit."""
+        ...
 
-class Catalogue(reruns.Catalogue, Protocol):
+
+class Catalogue(reruns.Catalogue, functions.Isolating, Protocol):
     """Port: adds what a request asks of memory before anything else."""
 
     def fresh(self) -> Awaitable[bool]:
@@ -54,6 +62,10 @@ class Catalogue(reruns.Catalogue, Protocol):
 
     def project(self, name_or_id: str) -> str | None:
         """Return the project's id."""
+        ...
+
+    def allowances(self, project_id: str) -> Effective:
+        """Return what the project may use."""
         ...
 
     def redaction(self, project_id: str) -> Redaction | None:
@@ -70,6 +82,14 @@ class Tails(Protocol):
         A slow reader loses lines, never holds a run up. Ends when the function is deleted or the
         process stops; closing the iterator ends the subscription.
         """
+        ...
+
+
+class Breakers(Protocol):
+    """Port: what is held back for what it did. Adapter: `engine.breakers`."""
+
+    async def close_by_hand(self, project_id: str, breaker_id: str) -> bool:
+        """Close a breaker of the project; False: there was none."""
         ...
 
 
@@ -109,7 +129,13 @@ class Platform(functions.Workshop, replays.Bulk, connections.Providers, Protocol
     def idempotency(self) -> Idempotency: ...
 
     @property
+    def rate_limits(self) -> RateLimits: ...
+
+    @property
     def rotation(self) -> Rotation: ...
+
+    @property
+    def usage(self) -> Usage: ...
 
     @property
     def tails(self) -> Tails: ...
@@ -120,6 +146,13 @@ class Platform(functions.Workshop, replays.Bulk, connections.Providers, Protocol
     @property
     def checks(self) -> Mapping[str, Check]:
         """Readiness by name: `database`, `sandbox`, ..."""
+        ...
+
+    @property
+    def breakers(self) -> Breakers: ...
+
+    def held_back(self) -> Mapping[str, int]:
+        """Return the versions (ids) whose breaker is open: until when, ms."""
         ...
 
     def quarantined(self) -> Mapping[str, int]:

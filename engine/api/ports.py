@@ -8,6 +8,8 @@ from engine.clock import Clock
 from engine.dispatch import Dispatcher
 from engine.events import Events
 from engine.idempotency import Idempotency
+from engine.queue_room import QueueRoom
+from engine.rate_limits import RateLimits
 from engine.store.database import Database
 from engine.store.journal import Journal
 
@@ -21,6 +23,8 @@ class Ports:
     journal: Journal
     events: Events
     idempotency: Idempotency
+    rate_limits: RateLimits
     backlog: Backlog
+    queue_room: QueueRoom
     dispatcher: Dispatcher
     clock: Clock

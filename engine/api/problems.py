@@ -56,6 +56,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "skipped": Kind(502, "The run was skipped"),
     "crashed": Kind(502, "The function took its sandbox down"),
     "function_timeout": Kind(504, "The function took too long"),
+    "loop_detected": Kind(508, "A function's requests have come back too often"),
+    "breaker_open": Kind(503, "The function is held back for what it did"),
     "draining": Kind(503, "The engine is stopping"),
     "overloaded": Kind(503, "The engine has too much to do"),
     "store_failed": Kind(503, "The database did not take it", ours=True),

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engine.api.access import Access, authenticate
 from engine.api.edge import BodyTooSlow
+from engine.api.ports import Ports
 from engine.api.problems import (
     PROBLEM_JSON,
     headers_of,
@@ -22,10 +23,14 @@ from engine.api.problems import (
     problem_headers,
     problem_of,
 )
-from engine.catalogue import Catalogue
+from engine.causality import HEADER as VIA_HEADER
+from engine.causality import Above, read_via
 from engine.errors import EngineError, PayloadTooLarge
 from engine.idempotency import Claim
 from engine.ids import new_id
+from engine.quotas import CALL_DEPTH_MAX
+from engine.rate_limits import RateLimited, RateLimits, Standing, headers_of_standings
+from engine.rate_limits import Scope as Scoped
 from engine.store.journal import Commit
 
 REQUEST_ID_CHARS_MAX: Final = 128
@@ -33,6 +38,7 @@ BODY_WAIT_S: Final = 30  # a client that takes longer holds memory for nothing
 _JSON: Final = (b"content-type", b"application/json")
 _encode: Final = msgspec.json.encode
 
+VIA: Final = VIA_HEADER.lower().encode()
 Route = tuple[Callable[..., Awaitable[None]], tuple[str, ...]]
 """What serves a request: called with the ports, the request, and these parts of its path."""
 
@@ -61,8 +67,8 @@ class Request:
     """One request: what a handler asks of it, and its one answer."""
 
     __slots__ = (
-        "_body", "_headers", "_receive", "_request_id", "_send", "claim", "execution_id", "scope",
-        "started", "work_done",
+        "_body", "_headers", "_receive", "_request_id", "_send", "_standings", "claim",
+        "execution_id", "scope", "started", "work_done",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +81,7 @@ class Request:
         self._request_id = ""
         self.started = False
         self.claim: Claim | None = None  # on its Idempotency-Key: see `keyed.claim_key`
+        self._standings: list[Standing] = []  # of its key and its device, where they are limited
         self.work_done = False  # an error is how the work ended, and no refusal to begin it
 
     @property
@@ -93,8 +100,48 @@ class Request:
     def header(self, name: bytes) -> str:
         return self._headers.get(name, b"").decode("latin-1")
 
-    def access(self, catalogue: Catalogue) -> Access:
-        return authenticate(catalogue, self.header(b"authorization"), self.header(b"x-project"))
+    @property
+    def above(self) -> Above | None:
+        """What it says of the run that sent it, if a function did; see `engine.causality`."""
+        text = self._headers.get(VIA)
+        return None if text is None else read_via(text.decode("latin-1"))
+
+    def above_call(self) -> Above | None:
+        """Return that for a request that asks for a run.
+
+        Raises:
+            LoopDetected: the run may not be.
+        """
+        if (above := self.above) is not None:
+            above.check(CALL_DEPTH_MAX)
+        return above
+
+    def access(self, ports: Ports) -> Access:
+        """Return what the caller's key may do, and count the request for the key.
+
+        Raises:
+            RateLimited: the key has used its minute up.
+            EngineError: as `authenticate`.
+        """
+        found = authenticate(
+            ports.catalogue, self.header(b"authorization"), self.header(b"x-project")
+        )
+        self.count(ports.rate_limits, Scoped.KEY, found.key_id, found.requests_per_minute)
+        return found
+
+    def count(self, limits: RateLimits, scope: Scoped, of: str, per_minute: int) -> None:
+        """Count this request once for a key or a device; 0: there is no limit.
+
+        Raises:
+            RateLimited: there is nothing left of the minute's quota.
+        """
+        if not per_minute or any(one.scope is scope for one in self._standings):
+            return  # or the route begins again: see `Hot`
+        try:
+            self._standings.append(limits.take(scope, of, per_minute))
+        except RateLimited as error:
+            self._standings.append(error.standing)
+            raise
 
     async def body(self, bytes_max: int, limit_name: str) -> bytes:
         """Return the body.
@@ -161,6 +208,8 @@ class Request:
         if self.claim is not None:
             await self.claim.settle(status, sent, body, work_done=self.work_done)
         self.started = True
+        if self._standings:
+            sent += headers_of_standings(self._standings)
         sent.append((b"x-request-id", self.request_id.encode()))
         sent.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
@@ -218,11 +267,10 @@ class Request:
         """Answer with the error as problem+json."""
         problem = self.problem(error)
         status = problem["status"]
-        headers = [
-            (name.encode(), value.encode()) for name, value in problem_headers(status).items()
-        ]
+        named = problem_headers(status)
         if isinstance(error, EngineError):
-            headers += [(name.encode(), text.encode()) for name, text in headers_of(error).items()]
+            named |= headers_of(error)
+        headers = [(name.encode(), value.encode()) for name, value in named.items()]
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allowed.encode()))
         if isinstance(error, PayloadTooLarge):

@@ -5,18 +5,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from engine.api.access import ADMIN, Access, ForbiddenScope, Operator, Reader
+from engine.api.access import Operator, Reader
 from engine.api.openapi import problems
 from engine.api.platform import Platform, PlatformHere
+from engine.api.projects import project_of
 from engine.api.shapes import Body, Shown, example
 from engine.clock import iso
-from engine.errors import NotFound
 from engine.retention_rules import DAY_MS, Keep, Kind, check_rule, defaults, keeps
 from engine.retention_usage import usage
 from engine.store.retention import Rule, put_rules, rules_of
 
 router = APIRouter(tags=["operations"])
-CURRENT = "current"  # the key's own project
 
 
 class Limits(Body):
@@ -89,7 +88,7 @@ async def show_retention(
     platform: PlatformHere, access: Reader, project: str, *, usage: WithUsage = False
 ) -> RetentionShown:
     """Show how much of what the project keeps. `current` is the key's own project."""
-    project_id = project_of(platform, access, project)
+    project_id = await project_of(platform, access, project)
     rules = await platform.database.read(rules_of, project_id)
     return await _shown(platform, project_id, rules, count=usage, dry_run=False)
 
@@ -108,7 +107,7 @@ async def put_retention(
     What is too much goes within minutes, for good: ask with `dry_run=true` first. What has not
     ended, and the events that it needs, stay whatever the rule.
     """
-    project_id = project_of(platform, access, project)
+    project_id = await project_of(platform, access, project)
     rules = {
         kind.value: check_rule(kind, rows=limits.rows, size=limits.bytes, age_days=limits.age_days)
         for kind in Kind
@@ -117,23 +116,6 @@ async def put_retention(
     if not dry_run:
         await platform.journal.run(put_rules, project_id, rules)
     return await _shown(platform, project_id, rules, count=dry_run, dry_run=dry_run)
-
-
-def project_of(platform: Platform, access: Access, asked: str) -> str:
-    """Return the project that a path names: `current`, an id or a name.
-
-    Raises:
-        ForbiddenScope: another one than the key's, and not an admin key.
-        NotFound: there is none.
-    """
-    if asked in (CURRENT, access.project_id):
-        return access.project_id
-    found = platform.catalogue.project(asked)
-    if found != access.project_id and "admin" not in access.scopes:
-        raise ForbiddenScope(ADMIN, access.scopes)
-    if found is None:
-        raise NotFound("project", asked)
-    return found
 
 
 async def _shown(

@@ -248,7 +248,7 @@ class FireShown(Shown):
     fired_at: str
     outcome: str = Field(
         description="queued, buffered, replaced (runs); overlapped, missed, missed_more, "
-        "nothing_to_run (nothing runs)."
+        "queue_full, nothing_to_run (nothing runs)."
     )
     device_id: str | None
     execution_id: str | None

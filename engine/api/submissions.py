@@ -17,12 +17,13 @@ from engine.api.ports import Ports
 from engine.api.problems import problem_of
 from engine.api.raw import Request
 from engine.catalogue import Version
+from engine.causality import AT_ONCE_MS, Above
 from engine.clock import iso
 from engine.errors import EngineError, Invalid, explained
 from engine.handlers import job_handler
 from engine.ids import new_id
 from engine.intake import Job, JobAsked, KeyMismatch, check_job, take_job
-from engine.quotas import BATCH_ITEMS_MAX, GATEWAY_BYTES_MAX
+from engine.quotas import BATCH_ITEMS_MAX, CALL_DEPTH_MAX, GATEWAY_BYTES_MAX
 from engine.store.job_keys import KeysKnown, KeyUse, claim_keys
 from engine.store.journal import Commit
 
@@ -49,6 +50,7 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     execution_id: str
     answer: bytes  # JSON object
+    above: Above | None
 
 
 class _Replayed(msgspec.Struct, frozen=True):
@@ -63,7 +65,7 @@ _Result = _Order | _Replayed | EngineError
 
 async def create_jobs(ports: Ports, request: Request) -> None:
     """Serve `/v1/jobs`."""
-    access = request.access(ports.catalogue)
+    access = request.access(ports)
     access.require(*INVOKE)
     body = await request.body(GATEWAY_BYTES_MAX, "gateway_bytes")
     if request.key is not None:
@@ -73,7 +75,10 @@ async def create_jobs(ports: Ports, request: Request) -> None:
         raise Invalid(f"has {len(asked)} jobs; 1 to {BATCH_ITEMS_MAX} are allowed", "")
     batch_id = new_id("bat") if several else None
     now_ms = ports.clock()
-    results: list[_Result] = [_ordered(ports, access.project_id, one, now_ms) for one in asked]
+    above = None if request.above is None else request.above.part(len(asked))
+    results: list[_Result] = [
+        _ordered(ports, access.project_id, one, now_ms, above) for one in asked
+    ]
     while True:
         results = _without_doubles(results)
         answer = _answer(results, batch_id, told=request.key is None)
@@ -89,7 +94,7 @@ async def create_jobs(ports: Ports, request: Request) -> None:
 
 
 def _ordered(
-    ports: Ports, project_id: str, asked: JobAsked | Invalid, now_ms: int
+    ports: Ports, project_id: str, asked: JobAsked | Invalid, now_ms: int, above: Above | None
 ) -> _Order | EngineError:
     if isinstance(asked, Invalid):
         return asked
@@ -99,6 +104,10 @@ def _ordered(
         job_id, execution_id = new_id("job"), new_id("exe")
         version = function.choose(execution_id)
         handler = job_handler(version.handlers, job.handler, "/handler")
+        if job.due_ms >= now_ms + AT_ONCE_MS:
+            above = None  # a job that asks for itself later is how one waits, and no loop
+        if above is not None:
+            above.check(CALL_DEPTH_MAX)
     except EngineError as error:
         return error
     answer = b'{"id":"%b","status":"queued","execution_id":"%b","run_at":"%b"}' % (
@@ -111,6 +120,7 @@ def _ordered(
         job_id=job_id,
         execution_id=execution_id,
         answer=answer,
+        above=above,
     )
 
 
@@ -153,7 +163,10 @@ async def _commit(
 
     Raises:
         KeysKnown: the keys of some have made their jobs before.
+        QuotaExceeded: the project may have no more of them now.
     """
+    ports.dispatcher.admission.usage.check(project_id)
+    await ports.queue_room.need(project_id, len(orders))
     commit = Commit()
     runs = [
         take_job(
@@ -166,6 +179,7 @@ async def _commit(
             batch_id=batch_id,
             owner=ports.backlog.owner,
             now_ms=now_ms,
+            above=order.above,
         )
         for order in orders
     ]

@@ -21,8 +21,8 @@ from engine.api.keyed import claim_key
 from engine.api.ports import Ports
 from engine.api.problems import headers_of
 from engine.api.raw import Request, Route
-from engine.api.writes import Stored, decode_write, store_values
-from engine.catalogue import Catalogue, Device
+from engine.api.writes import Stored, count_device, decode_write, store_values
+from engine.catalogue import Device
 from engine.clock import iso
 from engine.errors import EngineError
 from engine.events import check_text, read_time
@@ -78,7 +78,7 @@ async def refuse_thing(request: Request, error: Exception) -> None:
 
 
 async def _write(ports: Ports, request: Request, token: str) -> None:
-    device = await _thing(ports.catalogue, token)
+    device = await _thing(ports, request, token)
     body = await request.body(2 * EVENT_BYTES_MAX, "event_bytes")
     if request.key is not None:
         await claim_key(ports, request, body, project_id=device.project_id, of=device.id)
@@ -94,13 +94,13 @@ def _written(stored: Stored) -> tuple[int, bytes]:
 
 
 async def _resources(ports: Ports, request: Request, token: str) -> None:
-    device = await _thing(ports.catalogue, token)
+    device = await _thing(ports, request, token)
     keys = await ports.database.read(list_resources, device.id)
     await request.answer(200, _encode([{"key": key} for key in keys]))
 
 
 async def _read(ports: Ports, request: Request, token: str, key: str) -> None:
-    device = await _thing(ports.catalogue, token)
+    device = await _thing(ports, request, token)
     key, query = unquote(key), request.query
     try:
         limit = int(query.get("limit", "1"))
@@ -128,7 +128,7 @@ async def _read(ports: Ports, request: Request, token: str, key: str) -> None:
 
 
 async def _call(ports: Ports, request: Request, token: str, name: str) -> None:
-    device = await _thing(ports.catalogue, token)
+    device = await _thing(ports, request, token)
     body = await request.body(PARAMS_BYTES_MAX, "params_bytes")
     check_json(body or b"null")
     check_text(body or b"null", "")
@@ -142,7 +142,8 @@ async def _call(ports: Ports, request: Request, token: str, name: str) -> None:
     execution_id = new_id("exe")
     version = function.choose(execution_id)
     handler = first_handler(version.handlers)
-    run = new_run(execution_id, version, handler, "invoke", params, ports.clock(), device)
+    above = request.above_call()
+    run = new_run(execution_id, version, handler, "invoke", params, ports.clock(), device, above)
     request.execution_id = execution_id
     await run_for(request, ports.dispatcher, run)
     if run.outcome is not Outcome.SUCCEEDED:
@@ -157,12 +158,13 @@ async def _no_route(_ports: Ports, request: Request) -> None:
     raise ThingError(404, "there is no such route")
 
 
-async def _thing(catalogue: Catalogue, token: str) -> Device:
-    device = catalogue.known_device(token)
+async def _thing(ports: Ports, request: Request, token: str) -> Device:
+    device = ports.catalogue.known_device(token)
     if device is None:
-        device = await catalogue.device_by_token(token)
+        device = await ports.catalogue.device_by_token(token)
     if device is None:
         raise ThingError(401, "Invalid thing token")
+    count_device(ports, request, device)
     return device
 
 

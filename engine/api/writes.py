@@ -19,9 +19,11 @@ from engine.api.ports import Ports
 from engine.api.problems import problem_of
 from engine.api.raw import Request
 from engine.catalogue import Catalogue, Device
+from engine.causality import Share, share_below
 from engine.errors import EngineError, Invalid, NotFound, explained
 from engine.events import Events, RawWrite, SentValue, check_values, has_ids
 from engine.quotas import BATCH_ITEMS_MAX, EVENT_BYTES_MAX, GATEWAY_BYTES_MAX
+from engine.rate_limits import RateLimited, Scope
 from engine.run import Run, Value
 from engine.store.journal import Commit
 from engine.store.value_ids import NO_TIME, Mark, SeenBefore, take_ids
@@ -84,19 +86,20 @@ _ITEM: Final = msgspec.json.Decoder(_Item)
 
 async def write_device_values(ports: Ports, request: Request, device_id: str) -> None:
     """Serve `/v1/devices/{id}/values`."""
-    access = request.access(ports.catalogue)
+    access = request.access(ports)
     access.require(*WRITE)
     body = await request.body(2 * EVENT_BYTES_MAX, "event_bytes")
+    device = await ports.catalogue.device_by_id(access.project_id, device_id)
+    count_device(ports, request, device)
     if request.key is not None:
         await claim_key(ports, request, body, project_id=access.project_id, scopes=access.scopes)
     raw = decode_write(body)
-    device = await ports.catalogue.device_by_id(access.project_id, device_id)
     await store_values(ports, request, device, raw.values, _written)
 
 
 async def write_gateway(ports: Ports, request: Request) -> None:
     """Serve `/v1/writes`: each item has its own result, and all that are good one commit."""
-    access = request.access(ports.catalogue)
+    access = request.access(ports)
     access.require(*WRITE)
     body = await request.body(GATEWAY_BYTES_MAX, "gateway_bytes")
     if request.key is not None:
@@ -105,16 +108,18 @@ async def write_gateway(ports: Ports, request: Request) -> None:
     if not 1 <= len(items) <= BATCH_ITEMS_MAX:
         raise Invalid(f"has {len(items)} items; 1 to {BATCH_ITEMS_MAX} are allowed", "")
     now_ms = ports.clock()
-    checked = [await _checked(ports.catalogue, access, item, now_ms) for item in items]
+    checked = [await _checked(ports, access, item, now_ms) for item in items]
 
     def put(commit: Commit, unseen: _Unseen) -> tuple[int, bytes, list[Run]]:
+        good = [item for item in checked if not isinstance(item, _Refused)]
+        share = _share(ports.events, request, good)
         results: list[dict[str, Any]] = []
         runs: list[Run] = []
         for item in checked:
             if isinstance(item, _Refused):
                 results.append(item.shown)
                 continue
-            stored = _put(ports.events, commit, item, unseen, "gateway")
+            stored = _put(ports.events, commit, item, unseen, "gateway", share)
             runs += stored.runs
             result = {
                 "status": 201 if stored.event_id else 200,
@@ -142,7 +147,8 @@ async def store_values(
     write = _write_of(device, raw, ports.clock())
 
     def put(commit: Commit, unseen: _Unseen) -> tuple[int, bytes, list[Run]]:
-        stored = _put(ports.events, commit, write, unseen, "http")
+        share = _share(ports.events, request, [write])
+        stored = _put(ports.events, commit, write, unseen, "http", share)
         return *shown(stored), stored.runs
 
     await _commit_and_answer(ports, request, write.marks, put)
@@ -166,6 +172,8 @@ async def _commit_and_answer(
         status, body, runs = put(commit, _Unseen(seen))
         if not commit.inserts:
             break
+        if runs:
+            await ports.queue_room.need(runs[0].project_id, len(runs))
         if fresh := wanted - seen:
             commit.change = partial(take_ids, marks=tuple(fresh), now_ms=ports.clock())
         request.answer_with(commit, status, body)
@@ -179,7 +187,26 @@ async def _commit_and_answer(
     await request.answer(status, body)
 
 
-def _put(events: Events, commit: Commit, write: _Write, unseen: _Unseen, source: str) -> Stored:
+def _share(events: Events, request: Request, writes: Sequence[_Write]) -> Share | None:
+    """Return what the runs get that these writes trigger; None: no function is behind them.
+
+    Raises:
+        LoopDetected: there would be too many, or too deep. Nothing is stored: the function knows.
+    """
+    if request.above is None:
+        return None
+    triggered = sum(len(events.matching(write.device, write.values)) for write in writes)
+    return share_below(request.above, triggered) if triggered else None
+
+
+def _put(
+    events: Events,
+    commit: Commit,
+    write: _Write,
+    unseen: _Unseen,
+    source: str,
+    share: Share | None,
+) -> Stored:
     """Put the values that were not sent before into the commit."""
     values = write.values
     if write.marks:
@@ -188,7 +215,7 @@ def _put(events: Events, commit: Commit, write: _Write, unseen: _Unseen, source:
     duplicates = len(write.values) - len(values) if write.marks else None
     if not values:
         return Stored(event_id=None, runs=[], count=0, duplicates=duplicates)
-    accepted = events.accept(commit, write.device, values, source=source)
+    accepted = events.accept(commit, write.device, values, source=source, share=share)
     return Stored(
         event_id=accepted.event_id, runs=accepted.runs, count=len(values), duplicates=duplicates
     )
@@ -221,18 +248,37 @@ def _written(stored: Stored) -> tuple[int, bytes]:
     return 201 if stored.event_id else 200, _encode(body | stored.shown_duplicates())
 
 
+def count_device(ports: Ports, request: Request, device: Device) -> None:
+    """Count a request for its device.
+
+    Raises:
+        RateLimited: the device has used its minute up.
+    """
+    per_minute = ports.catalogue.allowances(device.project_id).device_requests_per_minute
+    request.count(ports.rate_limits, Scope.DEVICE, device.id, per_minute)
+
+
 async def _checked(
-    catalogue: Catalogue, access: Access, item: _Item | Invalid, now_ms: int
+    ports: Ports, access: Access, item: _Item | Invalid, now_ms: int
 ) -> _Write | _Refused:
     try:
         if isinstance(item, Invalid):
             raise item
-        device = await _item_device(catalogue, access, item)
-        return _write_of(device, item.values, now_ms)
+        device = await _item_device(ports.catalogue, access, item)
+        write = _write_of(device, item.values, now_ms)
+        per_minute = ports.catalogue.allowances(device.project_id).device_requests_per_minute
+        if per_minute:
+            ports.rate_limits.take(Scope.DEVICE, device.id, per_minute)
+    except RateLimited as error:
+        return _Refused(_shown(error) | {"retry_after": error.retry_after_s})
     except EngineError as error:
-        problem = problem_of(error, instance="", request_id="")
-        shown = {"status": problem["status"], "code": error.code, "detail": str(error)}
-        return _Refused(shown)
+        return _Refused(_shown(error))
+    return write
+
+
+def _shown(error: EngineError) -> dict[str, Any]:
+    problem = problem_of(error, instance="", request_id="")
+    return {"status": problem["status"], "code": error.code, "detail": str(error)}
 
 
 async def _item_device(catalogue: Catalogue, access: Access, item: _Item) -> Device:

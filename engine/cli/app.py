@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from engine.cli import (
     admin,
+    breakers,
     connections,
     deliveries,
     devices,
@@ -25,8 +26,10 @@ from engine.cli import (
     kv,
     logs,
     migrate,
+    projects,
     schedules,
     serve,
+    usage,
     vault,
 )
 from engine.cli import deploy as deploying
@@ -41,6 +44,7 @@ GROUPS: Final = {
     "executions": "Runs.",
     "jobs": "Runs for later, tried again when they fail.",
     "dlq": "Dead letters: runs that failed at every attempt they had.",
+    "breakers": "What is held back for what it did: functions, and devices of functions.",
     "deliveries": "Messages sent to providers, and what to do about them.",
     "products": "Kinds of device.",
     "devices": "Devices and their values.",
@@ -48,6 +52,7 @@ GROUPS: Final = {
     "secret": "Secrets for functions.",
     "connections": "Providers: their credentials, and whether they work.",
     "connection": "An older name of `connections`.",
+    "projects": "Tenants: how their code is walled in, and what each may use.",
     "admin": "For whoever runs the engine: nodes, queues, stuck work, how much is kept.",
     "admin retention": "How much of what a project keeps.",
     "admin tickets": "What tells nodes of work.",
@@ -128,6 +133,7 @@ COMMANDS: Final = (
     ),
     _command("rollback", functions.rollback, "cloudcode rollback alarms"),
     _command("limits", history.limits, "cloudcode limits --json"),
+    _command("usage", usage.usage, "cloudcode usage", "cloudcode usage --month 2026-11 --json"),
     _command("functions list", functions.functions_list, "cloudcode functions list"),
     _command("functions show", functions.functions_show, "cloudcode functions show alarms"),
     _command(
@@ -245,12 +251,34 @@ COMMANDS: Final = (
         jobs.dlq_redrive,
         "cloudcode dlq redrive dlq_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
         "cloudcode dlq redrive --function report --dry-run",
+        "cloudcode dlq redrive --breaker brk_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
     ),
     _command(
         "dlq delete",
         jobs.dlq_delete,
         "cloudcode dlq delete dlq_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
         "cloudcode dlq delete --queue images --since 2010-10-29T00:00:00Z --dry-run",
+    ),
+    _command(
+        "breakers list",
+        breakers.breakers_list,
+        "cloudcode breakers list",
+        "cloudcode breakers list --function alarms --json",
+    ),
+    _command(
+        "breakers show",
+        breakers.breakers_show,
+        "cloudcode breakers show brk_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "breakers close",
+        breakers.breakers_close,
+        "cloudcode breakers close brk_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
+    ),
+    _command(
+        "breakers redrive",
+        breakers.breakers_redrive,
+        "cloudcode breakers redrive brk_0194f0c2a1b07c3e8d2f6a5b4c3d2e1f",
     ),
     _command(
         "deliveries list",
@@ -358,6 +386,20 @@ COMMANDS: Final = (
     _command("connection list", connections.connections_list, "cloudcode connection list"),
     _command(
         "connection delete", connections.connections_delete, "cloudcode connection delete ALERTS"
+    ),
+    _command("projects list", projects.projects_list, "cloudcode projects list"),
+    _command(
+        "projects create",
+        projects.projects_create,
+        "cloudcode projects create greenhouses",
+        "cloudcode projects create lab --isolation hardened --concurrency 20",
+    ),
+    _command("projects show", projects.projects_show, "cloudcode projects show greenhouses --json"),
+    _command(
+        "projects set",
+        projects.projects_set,
+        "cloudcode projects set greenhouses --isolation hardened",
+        "cloudcode projects set lab --concurrency 50 --cpu-seconds-per-minute 20 --queued default",
     ),
     _command("admin nodes", admin.nodes, "cloudcode admin nodes"),
     _command("admin queues", admin.queues, "cloudcode --project greenhouses admin queues"),

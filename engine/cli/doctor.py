@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from inspect import Parameter
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import httpx
 import typer
 
+from engine.addresses import Reach, split_denied, why_forbidden
 from engine.cli.serve import options, settings_from
 from engine.cli.session import Session
 from engine.settings import Settings
@@ -30,6 +32,7 @@ DISTRIBUTION: Final = "cloudcode-engine"
 PYTHON_MIN: Final = (3, 11)
 FREE_MB_MIN: Final = 256  # below it SQLite's log of a busy hour may not fit
 ANSWER_S: Final = 2.0
+_THIS_MACHINE: Final = (ip_address("127.0.0.1"), ip_address("::1"))
 GROUP_OR_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -95,6 +98,15 @@ def _layers(*, required: bool) -> Iterator[Check]:
             remedy=layer.remedy,
             required=required,
         )
+    # Only projects that ask for it need the last one, so its lack alone fails nothing.
+    filtered = probe(hardened=True)[-1]
+    yield Check(
+        name="isolation: hardened",
+        ok=filtered.active,
+        detail="no memory of a cell can become executable" if filtered.active else filtered.detail,
+        remedy=filtered.remedy,
+        required=False,
+    )
 
 
 def _checks(settings: Settings) -> Iterator[Check]:
@@ -104,6 +116,22 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _database(settings)
     yield _key_file(settings)
     yield _port(settings)
+    yield _egress(settings)
+
+
+def _egress(settings: Settings) -> Check:
+    networks, hosts = split_denied(settings.egress_deny)
+    reach = Reach(allow=settings.egress_allow, deny=networks, deny_hosts=hosts)
+    opened = ", ".join(map(str, settings.egress_allow)) or "nothing"
+    closed = ", ".join(settings.egress_deny) or "nothing more"
+    gateways = ", ".join(map(str, settings.egress_nat64)) or "only 64:ff9b::/96"
+    return Check(
+        name="egress",
+        ok=all(why_forbidden(address, reach) for address in _THIS_MACHINE),
+        detail=f"not public, and opened: {opened}; closed: {closed}; NAT64: {gateways}",
+        remedy="take this machine out of CLOUDCODE_EGRESS_ALLOW: functions reach its services",
+        required=False,
+    )
 
 
 def _python() -> Check:

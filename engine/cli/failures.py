@@ -19,7 +19,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     'an admin makes one with POST /v1/api-keys {"name": ..., "scopes": [...]}',
     "not_found": "see what there is: `cloudcode functions list`, `cloudcode devices list`, "
     "`cloudcode products list`",
-    "rate_limited": "try again later; `cloudcode limits` shows the limits",
+    "rate_limited": "wait so long, or have an admin allow more: "
+    'PATCH /v1/api-keys/KEY {"requests_per_minute": ...}, 0 for no limit',
     "function_error": "read what it wrote: `cloudcode logs {execution_id}`",
     "function_timeout": "raise it with `cloudcode deploy --wall-ms`; "
     "`cloudcode limits` shows the most",
@@ -28,6 +29,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "`cloudcode limits` shows the most",
     "payload_too_large": "`cloudcode limits` shows every size",
     "overloaded": "try again in a moment",
+    "breaker_open": "see why: `cloudcode breakers list`; deploy a version that behaves, or close "
+    "it: `cloudcode breakers close BREAKER`",
 }
 # What lists the things of which one was not found, by how the engine calls them.
 LISTS: Final[Mapping[str, str]] = {
@@ -41,6 +44,7 @@ LISTS: Final[Mapping[str, str]] = {
     "execution": "executions list",
     "job": "jobs list",
     "dead letter": "dlq list",
+    "breaker": "breakers list",
     "schedule": "schedule list",
     "trigger": "trigger list",
     "node": "admin nodes",

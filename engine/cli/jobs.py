@@ -16,6 +16,7 @@ Function = Annotated[str, typer.Option(help="Only this function's.")]
 Queue = Annotated[str, typer.Option(help="Only those of this queue.")]
 Since = Annotated[str, typer.Option(help="Only later ones, ISO 8601.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count them.")]
+Breaker = Annotated[str, typer.Option(help="Only those that this breaker has set aside.")]
 Letter = Annotated[str, typer.Argument(help="A dead letter's id; else name a filter.")]
 Cause = Annotated[str, typer.Option(help="Only these: write, job, schedule, call ...")]
 Every = Annotated[bool, typer.Option("--all", help="Where no filter is given: all there are.")]
@@ -115,6 +116,7 @@ def dlq_list(
     function: Function = "",
     queue: Queue = "",
     cause: Cause = "",
+    breaker: Breaker = "",
     since: Since = "",
     limit: Limit = 50,
 ) -> None:
@@ -125,6 +127,7 @@ def dlq_list(
         function=function,
         queue=queue,
         cause=cause,
+        breaker=breaker,
         since=since,
     )
     columns = ("id", "function", "handler", "cause", "queue", "status", "attempts", "error")
@@ -157,12 +160,14 @@ def dlq_redrive(
     function: Function = "",
     queue: Queue = "",
     cause: Cause = "",
+    breaker: Breaker = "",
     since: Since = "",
     every: Every = False,
     dry_run: DryRun = False,
 ) -> None:
     """Run dead letters once more, on what is live now: one, or all of a filter."""
-    wanted = _given({"function": function, "queue": queue, "cause": cause, "since": since})
+    wanted = {"function": function, "queue": queue, "cause": cause}
+    wanted = _given(wanted | {"breaker": breaker, "since": since})
     _check_which(letter, wanted, every=every)
     if letter and not dry_run:
         done = session.client.post(f"/v1/dead-letters/{segment(letter)}/redrive", {})
@@ -179,12 +184,14 @@ def dlq_delete(
     function: Function = "",
     queue: Queue = "",
     cause: Cause = "",
+    breaker: Breaker = "",
     since: Since = "",
     every: Every = False,
     dry_run: DryRun = False,
 ) -> None:
     """Throw dead letters away: one, or all of a filter."""
-    wanted = _given({"function": function, "queue": queue, "cause": cause, "since": since})
+    wanted = {"function": function, "queue": queue, "cause": cause}
+    wanted = _given(wanted | {"breaker": breaker, "since": since})
     _check_which(letter, wanted, every=every)
     if letter:
         path = f"/v1/dead-letters/{segment(letter)}"

@@ -22,13 +22,14 @@ import threading
 import time
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any, Final
 
 import requests
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from engine.addresses import Network, why_forbidden
+from engine.addresses import Reach, read_back, refusal
+from engine.allowed_hosts import host_allowed
 
 LINE_BYTES_MAX: Final = 2 * 1024 * 1024  # a message of 256 KiB, escaped
 BODY_BYTES_MAX: Final = 256 * 1024  # of a provider's answer; more of it is not read
@@ -157,9 +158,9 @@ class Seal:
     connects to is what is checked: a second answer of the name server changes nothing.
     """
 
-    def __init__(self, wire: Wire, allow: Sequence[Network]) -> None:
+    def __init__(self, wire: Wire, reach: Reach) -> None:
         self._wire = wire
-        self._allow = allow
+        self._reach = reach
         self._readable = tuple(
             os.path.realpath(path) + os.sep
             for path in {
@@ -172,6 +173,7 @@ class Seal:
             }
         )
         self._checks: Mapping[str, Callable[..., None]] = {
+            "socket.getaddrinfo": self._looks_up,
             "socket.connect": self._connects,
             "socket.__new__": self._makes_socket,
             "open": self._opens,
@@ -187,18 +189,21 @@ class Seal:
         elif event.startswith(_CLOSED):
             self._wire.refuse(f"{event} is not possible here")
 
+    def _looks_up(self, host: object, port: object, *_: object) -> None:
+        name = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
+        number = int(port) if isinstance(port, int | str) and str(port).isdigit() else 0
+        if host_allowed(name, number, self._reach.deny_hosts):
+            self._wire.refuse(f"{name} is closed by the operator, with CLOUDCODE_EGRESS_DENY")
+
     def _connects(self, _socket: object, address: Any) -> None:
         try:
             found = ip_address(address[0].partition("%")[0])
         except (ValueError, TypeError, AttributeError, IndexError):
             self._wire.refuse("only numeric addresses are connected to")  # urllib3 looks names up
             return
-        word = why_forbidden(found, self._allow)
-        if word is not None:
-            self._wire.refuse(
-                f"address {found} is {word}; the operator can allow it with "
-                f"CLOUDCODE_EGRESS_ALLOW={found}/{found.max_prefixlen}"
-            )
+        why = refusal(found, self._reach)
+        if why is not None:
+            self._wire.refuse(why)
         self._wire.connected = True
 
     def _makes_socket(self, _socket: object, family: int, *_: object) -> None:
@@ -313,7 +318,7 @@ def main() -> None:
         mimetypes.init()  # reads /etc/mime.types, once
         threading.Thread(target=_read, args=(stdin, questions), daemon=True).start()
         _limit()
-        sys.addaudithook(Seal(wire, [ip_network(network) for network in setup["allow"]]))
+        sys.addaudithook(Seal(wire, read_back(setup["reach"])))
         _say(answers, {"ready": True})
         while True:
             asked = json.loads(questions.get())

@@ -7,14 +7,13 @@ Never:  gives one process two messages at once; trusts the size of what it says.
 import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from engine.addresses import Network
+from engine.addresses import Reach, written
 from engine.connectors.apprise_services import SCHEMAS
 
 PROCESSES_MAX: Final = 4  # 60 MB each, while messages go out
@@ -38,8 +37,8 @@ class NoAnswer(Exception):
 class AppriseProcesses:
     """A companion of one Egress: what it allows, they may connect to."""
 
-    def __init__(self, allow: Sequence[Network]) -> None:
-        self._allow = [str(network) for network in allow]
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
         self._places = asyncio.Semaphore(PROCESSES_MAX)
         self._idle: list[_Child] = []  # the one that was used last is the last
         self._living: set[_Child] = set()
@@ -99,7 +98,7 @@ class AppriseProcesses:
             raise NoAnswer("no process for Apprise could be started", sent=False) from error
         child = _Child(process)
         self._living.add(child)
-        setup = {"allow": self._allow, "schemas": sorted(SCHEMAS)}
+        setup = {"schemas": sorted(SCHEMAS), "reach": written(self._reach)}
         try:
             await self._answered(child, setup, int(START_S_MAX * 1000), sent=False)
         except NoAnswer:

@@ -18,7 +18,8 @@ import httpx
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from engine.egress import Egress, EgressFailed, EgressRefused, Response
+from engine.allowed_hosts import PORTS_OF_OTHERS
+from engine.egress import OF_OTHERS, Egress, EgressFailed, EgressRefused, Response
 from engine.errors import HostCallRefused, Invalid, explained
 
 SEND_MS_MAX: Final = 15_000  # providers answer within seconds; a hung one holds a place
@@ -126,6 +127,7 @@ class Habits:
     ordered: bool = True
     rate: Rate | None = None
     guard: Guard | None = None
+    comes_back: bool = False  # anybody's address, this engine's own too: see engine.causality
 
     @property
     def attempts(self) -> int:
@@ -144,6 +146,7 @@ class Outgoing:
     attempt: int  # from 1
     now_ms: int
     callback_url: str | None = None  # where the provider may tell what became of it
+    via: str | None = None  # of a kind that `comes_back`: the header that says whose run it was
     timeout_ms: int = SEND_MS_MAX  # for all of the attempt
 
 
@@ -383,6 +386,8 @@ def check_url(value: Any, pointer: str) -> None:
         raise Invalid("must be an absolute http or https URL", pointer)
     if url.userinfo:
         raise Invalid("must not carry a user or a password", pointer)
+    if url.port in PORTS_OF_OTHERS:
+        raise Invalid(f"port {url.port} {OF_OTHERS}; use another one", pointer)
 
 
 def check_size(message: dict[str, Any], kind: str) -> None:

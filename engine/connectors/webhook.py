@@ -18,6 +18,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 
+from engine.causality import CDN_LOOP, HEADER
 from engine.connectors.contract import (
     EVERYTHING,
     Answer,
@@ -53,7 +54,8 @@ _OUR_HEADERS: Final = frozenset(
     {"host", "content-length", "content-type", "content-encoding", "user-agent", "expect",
      # Those that a proxy takes off. RFC 9110, 7.6.1.
      "connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization",
-     "te", "trailer", "transfer-encoding", "upgrade"}
+     "te", "trailer", "transfer-encoding", "upgrade",
+     HEADER.lower(), CDN_LOOP[0].lower()}
 )  # fmt: skip
 _CREDENTIAL_HEADERS: Final = frozenset({"authorization", "cookie"})
 
@@ -85,6 +87,7 @@ class Webhook:
         waits_s=(5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400),
         max_age_s=5 * 86_400,
         ordered=False,
+        comes_back=True,
     )
 
     def check(self, credentials: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -120,6 +123,7 @@ class Webhook:
             body=msgspec.json.encode(message),
             now_ms=outgoing.now_ms,
             timeout_ms=outgoing.timeout_ms,
+            via=outgoing.via,
         )
 
     async def test(
@@ -149,6 +153,7 @@ async def _posted(
     body: bytes,
     now_ms: int,
     timeout_ms: int,
+    via: str | None = None,
 ) -> Answer:
     timestamp = str(now_ms // 1000)
     signatures = [sign(key, webhook_id, timestamp, body) for key in _keys(credentials)]
@@ -157,6 +162,7 @@ async def _posted(
         ("webhook-id", webhook_id),
         ("webhook-timestamp", timestamp),
         *([("webhook-signature", " ".join(signatures))] if signatures else []),
+        *([(HEADER, via), CDN_LOOP] if via is not None else []),
         *settings.get("headers", {}).items(),
     ]
     answer = await exchange(
@@ -176,6 +182,8 @@ async def _posted(
         return Refused(
             verdict.status, f"{verdict.error}; the receiver wants nothing more", disables=True
         )
+    if verdict.status == httpx.codes.LOOP_DETECTED:
+        return Refused(verdict.status, verdict.error)  # by this engine, and it stays one
     if isinstance(verdict, Refused) and answer.status in CLIENT_ERRORS:
         # The standard: all but 2xx is tried again. Receivers say 4xx while they are deployed.
         return Retry(

@@ -7,6 +7,7 @@ Never:  trusts an operation's name or arguments; lets a capability's failure out
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -34,6 +35,10 @@ class Broker:
     def __init__(self, capabilities: dict[str, Capability]) -> None:
         self._capabilities = capabilities
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def operations(self) -> AbstractSet[str]:
+        """Return the names of all that a guest may ask."""
+        return self._capabilities.keys()
 
     def handle(self, run: Run, call: int, operation: str, arguments: bytes, answer: Answer) -> None:
         """Do one call; see `dispatch.Broker`."""

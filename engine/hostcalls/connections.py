@@ -105,6 +105,7 @@ class Connections:
             line=recipient if ordered else None,
             payload=msgspec.json.encode(message).decode(),
             sealed=sealed,
+            via=run.via() if connector.habits.comes_back else None,
         )
         run.effects.append(effect)
         return made

@@ -16,8 +16,9 @@ from typing import Any, Final, Literal, Protocol
 import httpx
 import msgspec
 
-from engine.allowed_hosts import host_allowed
-from engine.egress import MIB, Egress, EgressRefused, Response
+from engine.allowed_hosts import PORTS_OF_OTHERS, host_allowed, port_named
+from engine.causality import CDN_LOOP, HEADER
+from engine.egress import MIB, OF_OTHERS, Egress, EgressRefused, Response
 from engine.errors import HostCallRefused
 from runtimes.contract import Limits
 
@@ -54,6 +55,8 @@ _HEADERS_DROPPED: Final = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
+        HEADER.lower(),
+        CDN_LOOP[0].lower(),
     }
 )
 _HEADERS_OF_ORIGIN: Final = frozenset({"authorization", "cookie"})  # stay when the origin changes
@@ -84,6 +87,9 @@ class FetchRun(Protocol):
     def version(self) -> FetchVersion: ...
     @property
     def limits(self) -> Limits: ...
+    def via(self) -> str:
+        """Return what the next request says of this run; each takes a share of its budget."""
+        ...
 
 
 class FetchArguments(msgspec.Struct, kw_only=True):
@@ -139,10 +145,11 @@ class Fetch:
                 response = await self._egress.request(
                     hop.method,
                     hop.url,
-                    headers=hop.headers,
+                    headers=(*hop.headers, (HEADER, run.via()), CDN_LOOP),
                     body=hop.body,
                     timeout_ms=left_ms,
                     response_bytes_max=BODY_BYTES_MAX,
+                    any_port=True,
                 )
                 location = response.header("location") if response.status in _REDIRECTS else None
                 if location is None or asked.redirect == "manual":
@@ -166,6 +173,13 @@ class Fetch:
                 f"this function may not reach {host!r}: {why}; "
                 f"add {host!r} to allowed_hosts of this function",
                 "host",
+            )
+        if port in PORTS_OF_OTHERS and not port_named(host, port, allowed):
+            self._egress.blocked["port"] += 1
+            raise EgressRefused(
+                f"port {port} {OF_OTHERS}; if {host!r} speaks HTTP there, add "
+                f"{f'{host}:{port}'!r} to allowed_hosts of this function",
+                "port",
             )
 
 

@@ -4,9 +4,12 @@ Path:   broker -> here -> Run.effects; commit -> run_queue, and the backlog
 Never:  runs anything now: a run that fails has called nobody.
 """
 
+from collections import Counter
+
 import msgspec
 
 from engine.catalogue import Catalogue
+from engine.causality import CalledTooDeep, CausalBudgetExceeded, path_below
 from engine.errors import HostCallRefused, NotFound
 from engine.events import check_text
 from engine.handlers import asked_handler
@@ -26,8 +29,10 @@ class _Call(msgspec.Struct):
 class Functions:
     """What a run may ask of the other functions of its project."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, counts: Counter[str]) -> None:
+        """`counts` is of `engine.metrics`."""
         self._catalogue = catalogue
+        self._counts = counts
 
     def call(self, run: Run, arguments: bytes, _call: int) -> dict[str, str]:
         """Buffer a call; the answer names the execution that it will be."""
@@ -41,10 +46,13 @@ class Functions:
                 f"the payload has {len(payload)} bytes; the most is {PARAMS_BYTES_MAX}"
             )
         check_text(payload, "/payload")
+        path = path_below(run.path, run.version.function)
         if run.depth >= CALL_DEPTH_MAX:
-            raise HostCallRefused(
-                f"this run is {run.depth} calls deep already; the most is {CALL_DEPTH_MAX}"
-            )
+            self._counts["loops_stopped"] += 1
+            raise CalledTooDeep(run.depth, path)
+        if run.free_budget <= 0:
+            self._counts["loops_stopped"] += 1
+            raise CausalBudgetExceeded(path)
         spend_bytes(run, len(arguments))
         count = 1 + sum(isinstance(effect, CallEffect) for effect in run.effects)
         most = run.limits.function_calls

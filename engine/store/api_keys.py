@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, delete, func, select
+from sqlalchemy import Connection, RowMapping, delete, func, select, update
 
 from engine.store.changes import note_change
 from engine.store.pages import Page, Paged, page_of, paged
@@ -25,6 +25,13 @@ class ApiKey:
 def insert_api_key(connection: Connection, key: ApiKey) -> None:
     row = asdict(key) | {"scopes": msgspec.json.encode(key.scopes).decode()}
     insert_unique(connection, api_keys, row, "this very key exists already")
+    note_change(connection, "keys", key.project_id)
+
+
+def update_api_key(connection: Connection, key: ApiKey) -> None:
+    """Store the rate of a key that is there."""
+    rate = {"requests_per_minute": key.requests_per_minute}
+    connection.execute(update(api_keys).where(api_keys.c.id == key.id).values(rate))
     note_change(connection, "keys", key.project_id)
 
 

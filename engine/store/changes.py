@@ -23,8 +23,8 @@ def note_change(connection: Connection, kind: str, of: str = "") -> None:
 
     Args:
         connection: the writer's.
-        kind: function | triggers | device | keys | projects | connections.
-        of: the id of the function, product (triggers), device or project (connections).
+        kind: function | triggers | device | keys | projects | connections | breakers.
+        of: the id of the function, product (triggers), device or project (the last two).
     """
     if connection.dialect.name == "sqlite":
         return  # there is no other node

@@ -52,6 +52,7 @@ class LetterSummary:
     event_id: str | None
     device_id: str | None
     schedule_id: str | None
+    breaker_id: str | None
     created_ms: int
 
 
@@ -83,6 +84,7 @@ class LetterFilter:
     function: str | None = None  # a name that no function has now, but one may have had
     queue: str | None = None
     cause: str | None = None
+    breaker_id: str | None = None
     since_ms: int | None = None
     before_id: str | None = None  # not this one, nor those with later ids
 
@@ -252,6 +254,7 @@ def _matching(project_id: str, wanted: LetterFilter) -> list[ColumnElement[bool]
         (_letters.function, wanted.function),
         (_letters.queue, wanted.queue),
         (_letters.cause, wanted.cause),
+        (_letters.breaker_id, wanted.breaker_id),
     ):
         if asked is not None:
             found.append(column == asked)

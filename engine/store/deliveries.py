@@ -90,6 +90,7 @@ class Claimed:
     since_ms: int = 0  # when its schedule began; 0: begins now
     state: State = State.QUEUED  # that it was claimed from
     sealed: bytes | None = field(default=None, repr=False)  # credentials of its own
+    via: str | None = None  # see engine.causality
     at_ms: int = 0  # not before
     is_trial: bool = False  # it decides whether the breaker closes
     is_troubled: bool = False  # the gate has failures: a success is news
@@ -150,6 +151,7 @@ def delivery_row(
     recipient: str | None = None,
     line: str | None = None,
     sealed: bytes | None = None,
+    via: str | None = None,
 ) -> tuple[Any, ...]:
     """Return a row for `Commit.insert_new(deliveries, ...)`; `Outbox.notice` it once committed."""
     return (
@@ -179,6 +181,7 @@ def delivery_row(
         None,
         None,
         now_ms,
+        via,
     )
 
 

@@ -35,9 +35,15 @@ WRITERS_LOOKED_AT: Final = 20_000
 WRITER_MS: Final = 15 * 60_000  # the longest that a run can take
 
 
+class _Effect(msgspec.Struct):
+    event_id: str = ""
+    stopped: str = ""
+
+
 class _Report(msgspec.Struct):
     root_id: str = ""
     depth: int = 0
+    effects: list[_Effect] = []
     error: dict[str, Any] | None = None
 
 
@@ -114,7 +120,16 @@ class Facts:
     attempts: tuple[Attempt, ...]  # by id
     waiting: tuple[Waiting, ...]
     letters: tuple[Letter, ...]
-    writer: tuple[str, int] | None  # (execution, its depth) of the function that wrote it, if known
+    writer: "Writer | None"  # of the function that wrote it, if known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """The run that wrote an event. `stopped`: why what the event triggers was not all made."""
+
+    execution_id: str
+    depth: int
+    stopped: str
 
 
 def facts(connection: Connection, event: StoredEvent) -> Facts:
@@ -131,7 +146,8 @@ def facts(connection: Connection, event: StoredEvent) -> Facts:
     ended = {one.id for one in attempts}
     waiting = tuple(one for one in waiting if one.id not in ended)
     writer = None
-    if event.source == "function" and bound and not attempts and not waiting:
+    triggered = {one.function_id for one in attempts} | {one.function_id for one in waiting}
+    if event.source == "function" and any(one.function_id not in triggered for one in bound):
         writer = _writer(connection, event)
     return Facts(
         event=event,
@@ -289,7 +305,7 @@ def _code(connection: Connection, function_id: str, name: str, count: int) -> Co
     )
 
 
-def _writer(connection: Connection, event: StoredEvent) -> tuple[str, int] | None:
+def _writer(connection: Connection, event: StoredEvent) -> Writer | None:
     """Return the run that wrote the event: its record names it among the effects."""
     at_ms = made_ms(event.id)
     recent = (
@@ -307,7 +323,9 @@ def _writer(connection: Connection, event: StoredEvent) -> tuple[str, int] | Non
     row = connection.execute(query).first()
     if row is None:
         return None
-    return row.id, msgspec.json.decode(row.report, type=_Report).depth
+    report = msgspec.json.decode(row.report, type=_Report)
+    stopped = next((one.stopped for one in report.effects if one.event_id == event.id), "")
+    return Writer(execution_id=row.id, depth=report.depth, stopped=stopped)
 
 
 _SHARES: Final = tuple[Share, ...]

@@ -4,7 +4,8 @@ Path:   queue_gauges (every few seconds at most), api.admin -> here
 Never:  reads more than some ten thousand rows: a backlog of millions is "at least so many".
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -132,6 +133,26 @@ def waiting(connection: Connection, now_ms: int, project_id: str | None = None) 
         )
         for of, queue, priority, word, rows, oldest_ms in connection.execute(query)
     ]
+
+
+def queued_counts(connection: Connection, most: Mapping[str, int]) -> dict[str, int]:
+    """Return how many rows of these projects are in the queue, held and parked ones too.
+
+    `most`: by project; free rows are counted up to one more.
+    """
+    held = select(run_queue.c.project_id, func.count()).where(run_queue.c.node_id.is_not(None))
+    rows = connection.execute(held.group_by(run_queue.c.project_id))
+    found: Counter[str] = Counter({row[0]: row[1] for row in rows})
+    for project_id, limit in most.items():
+        free = (
+            select(literal(1).label("one"))
+            .where(run_queue.c.project_id == project_id, run_queue.c.node_id.is_(None))
+            .limit(limit + 1)
+            .subquery()
+        )
+        count = connection.execute(select(func.count()).select_from(free)).scalar_one()
+        found[project_id] += count
+    return found
 
 
 def _jobs(connection: Connection) -> dict[str, int]:

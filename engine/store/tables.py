@@ -517,6 +517,7 @@ deliveries: Final = Table(
     Column("provider_ms", BigInteger),  # when
     Column("provider_final", Text),  # delivered | failed: its last word; null: not said yet
     Column("since_ms", BigInteger),  # when its schedule began; null: with it, at created_ms
+    Column("via", Text),  # a header that says whose run it was; see engine.causality
     UniqueConstraint("execution_id", "position"),
     Index(None, "project_id", "created_ms", "id"),
     Index(None, "state", "next_ms"),
@@ -569,7 +570,7 @@ usage: Final = Table(
     metadata,
     Column("project_id", Text, primary_key=True),
     Column("period", Text, primary_key=True),  # minute:29384756 (of the epoch) | month:2026-11
-    Column("cpu_ms", BigInteger, nullable=False),
+    Column("cpu_us", BigInteger, nullable=False),
     Column("runs", BigInteger, nullable=False),
     Index(None, "period"),
 )

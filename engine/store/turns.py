@@ -236,6 +236,7 @@ class _Claim:
                     action=row.action,
                     payload=row.payload,
                     sealed=row.sealed,
+                    via=row.via,
                     attempts=row.attempts,
                     base_attempts=row.base_attempts,
                     since_ms=row.since_ms,
@@ -291,7 +292,7 @@ _SENDING: Final = {
     "provider_ms": None,
     "provider_final": None,
 }
-_CLAIMING: Final = ASKING.add_columns(_rows.action, _rows.payload, _rows.sealed)
+_CLAIMING: Final = ASKING.add_columns(_rows.action, _rows.payload, _rows.sealed, _rows.via)
 _ONE: Final = update(deliveries).where(_rows.id == bindparam("of"))  # the claim has its row
 _HOLD: Final = _ONE.values(state=State.HELD.value, reason=bindparam("reason"))
 _GIVE_UP: Final = _ONE.values(state=State.FAILED.value, next_ms=0, reason=bindparam("reason"))

@@ -115,8 +115,9 @@ class Guest:
             self._segment = (mark.changes, used_ns)
             return None
         used_ms = (used_ns - self._segment[1]) // 1_000_000
-        limit_ms = LOAD_CPU_MS if self.loading else mark.cpu_ms
-        if used_ms <= limit_ms or (mark.run == 0 and not self.loading):
+        # Of no run: the file itself, or what it left behind that runs before the first run can.
+        limit_ms = LOAD_CPU_MS if self.loading or mark.run == 0 else mark.cpu_ms
+        if used_ms <= limit_ms:
             return None
         return Stop(
             run=mark.run,
@@ -140,12 +141,19 @@ class Guest:
             run=mark.run, outcome=Outcome.CRASHED, limit=None, log=self._isolate.unsent_log()
         )
 
+    def relieve(self) -> None:
+        self._isolate.collect_garbage()
+
     def close(self) -> None:
         self._isolate.close()
 
     def _output(self, text: bytes) -> None:
         used_ns = time.thread_time_ns()  # on V8's thread: its own clock
         spent_ns, self._cpu_seen_ns = used_ns - self._cpu_seen_ns, used_ns
+        if self._isolate.out_of_memory():
+            # V8 dropped what ran then, and its microtasks, before the watchdog could look.
+            self._broken("memory")
+            return
         self.busy = False
         self._on_output(self, spent_ns, text)
 
@@ -215,7 +223,7 @@ def locate(error: V8Error, program: Program, evaluated: str) -> GuestError:
         column = max(0, column - known[file].prefix_columns)
     stack = "\n".join(row for row in rows if row.startswith("    at ") and "cloudcode:" not in row)
     return GuestError(
-        name=name if message else "Error",
+        name=name[:200] if message else "Error",
         message=(message or name)[:4000],
         stack=stack[:8000],
         file=file if file in known else evaluated,

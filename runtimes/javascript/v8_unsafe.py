@@ -30,11 +30,12 @@ _FIRST_ERROR = 200
 _PARSE_ERROR = 201
 _OOM_ERROR = 202
 
-# Callback ids: which of our calls an answer belongs to.
+# Callback ids: the isolate's number, and which of our calls an answer belongs to.
 _SYNC = 1
 _PUMP = 2
 _EMIT = 3
 _TAKE = 4
+_WHAT_BITS: Final = 3
 
 WAIT_MS: Final = 5  # how often a waiting thread looks at the watchdog
 
@@ -57,8 +58,41 @@ class Mark:
     cpu_ms: int
 
 
+class Callbacks:
+    """What V8 calls back on, one function for all isolates of a process, and whom it is for.
+
+    Made at the import: a callback is machine code, of which a hardened cell can make no more.
+    """
+
+    def __init__(self) -> None:
+        self.function = MR_CALLBACK(self._called)
+        self._isolates: dict[int, Isolate] = {}
+        self._last_number = 0
+
+    def enter(self, isolate: "Isolate") -> int:
+        """Return the isolate's number: in the id of each of its calls, above _WHAT_BITS."""
+        self._last_number += 1
+        self._isolates[self._last_number] = isolate
+        return self._last_number
+
+    def leave(self, number: int) -> None:
+        del self._isolates[number]
+
+    def _called(self, callback: int, handle: Any) -> None:
+        """Hand an answer to its isolate, on V8's thread."""
+        isolate = self._isolates.get(callback >> _WHAT_BITS)
+        if isolate is not None:  # else it was closed meanwhile
+            isolate.called(callback & (1 << _WHAT_BITS) - 1, handle)
+
+
+_CALLBACKS: Final = Callbacks()
+
+
 def initialise(*, hardened: bool) -> None:
-    """Start V8 in this process: once, before the lockdown (it reads its ICU data from a file)."""
+    """Start V8 in this process: once, before the lockdown (it reads its ICU data from a file).
+
+    Hardened: it interprets everything, and makes no machine code; there is no `WebAssembly` then.
+    """
     # Isolates made after the lockdown cannot read /dev/urandom: their hash seed comes from here.
     seed = int.from_bytes(os.urandom(4)) >> 1 or 1
     flags = (*FLAGS, f"--random-seed={seed}", f"--hash-seed={seed}")
@@ -92,13 +126,14 @@ class Isolate:
         self._answers: SimpleQueue[tuple[int, Any, bytes]] = SimpleQueue()
         self._input: Any = None
         self.cpu_clock: int | None = None
-        self._callback = MR_CALLBACK(self._called)  # kept: V8 holds only the pointer
-        self._context = self._dll.mr_init_context(self._callback)
+        self._number = _CALLBACKS.enter(self)
+        self._ids = self._number << _WHAT_BITS
+        self._context = self._dll.mr_init_context(_CALLBACKS.function)
         self.limit_heap(heap_bytes)
         boot = self.evaluate(prelude)
         self._undefined = self.evaluate("undefined")
         self._no_arguments = self.evaluate("[]")
-        emit = self._dll.mr_make_js_callback(self._context, _EMIT)
+        emit = self._dll.mr_make_js_callback(self._context, self._ids | _EMIT)
         kernel = self._call(boot, self._undefined, emit)
         self._pump = self._item(kernel, "pump")
         self._take = self._item(kernel, "take")
@@ -114,7 +149,7 @@ class Isolate:
         assert self._input is None, "the isolate is busy"
         self._input = self._string(batch)
         self._dll.mr_call_function(
-            self._context, self._pump, self._input, self._no_arguments, _PUMP
+            self._context, self._pump, self._input, self._no_arguments, self._ids | _PUMP
         )
 
     def evaluate(self, code: str) -> Any:
@@ -124,7 +159,7 @@ class Isolate:
             V8Error: it does not parse, threw, or ran out of memory.
         """
         text = self._string(code.encode())
-        self._dll.mr_eval(self._context, text, _SYNC)
+        self._dll.mr_eval(self._context, text, self._ids | _SYNC)
         return self._answer(text)
 
     def define(self, header: str, function: Any) -> None:
@@ -162,15 +197,24 @@ class Isolate:
     def out_of_memory(self) -> bool:
         return bool(self._dll.mr_hard_memory_limit_reached(self._context))
 
+    def collect_garbage(self) -> None:
+        """Have V8 free all that it can, array buffers too."""
+        self._dll.mr_low_memory_notification(self._context)
+
     def close(self) -> None:
         self._dll.mr_free_context(self._context)
+        _CALLBACKS.leave(self._number)
 
-    def _called(self, callback: int, handle: Any) -> None:
+    def called(self, callback: int, handle: Any) -> None:
         """Take one answer, on V8's thread. Only posts, never waits."""
         if callback == _EMIT:
             self._free(handle)
             self._dll.mr_call_function(
-                self._context, self._take, self._undefined, self._no_arguments, _TAKE
+                self._context,
+                self._take,
+                self._undefined,
+                self._no_arguments,
+                self._ids | _TAKE,
             )
             return
         kind = handle.contents.type
@@ -217,7 +261,7 @@ class Isolate:
         values = self._no_arguments if not arguments else self.evaluate("[]")
         for argument in arguments:
             self._free(self._dll.mr_array_push(self._context, values, argument))
-        self._dll.mr_call_function(self._context, function, this, values, _SYNC)
+        self._dll.mr_call_function(self._context, function, this, values, self._ids | _SYNC)
         return self._answer()
 
     def _item(self, holder: Any, name: str) -> Any:

@@ -15,9 +15,13 @@ SETTINGS: Final = 1  # raised whenever `wasmtime_unsafe` configures the compiler
 
 
 @cache
-def fingerprint() -> str:
-    """Return e.g. `wasmtime 50.0.1 x86_64 3f9a01c2 settings 1`."""
-    return f"wasmtime {version('wasmtime')} {platform.machine()} {_cpu()} settings {SETTINGS}"
+def fingerprint(*, hardened: bool = False) -> str:
+    """Return e.g. `wasmtime 50.0.1 x86_64 3f9a01c2 settings 1`; hardened: `... pulley64 ...`.
+
+    The interpreter's code is the same on every CPU.
+    """
+    target = "pulley64" if hardened else f"{platform.machine()} {_cpu()}"
+    return f"wasmtime {version('wasmtime')} {target} settings {SETTINGS}"
 
 
 def _cpu() -> str:

@@ -186,6 +186,9 @@ class Guest:
         run = 0 if turn is None else turn.run.start.run
         return Stop(run=run, outcome=Outcome.CRASHED, limit=None, log=[])
 
+    def relieve(self) -> None:
+        """Do nothing: an instance's memory goes with its run."""
+
     def close(self) -> None:
         """Forget everything; runs that wait are given up."""
         self._closed = True
@@ -227,7 +230,7 @@ class Guest:
                 turn.go_on()
                 return
         try:
-            output = b"[" + b",".join(self._out) + b"]"
+            output = b"[" + b",\n".join(self._out) + b"]"  # a line each: see engine.messages
         except MemoryError as error:  # of ours: no run of these may be told that it is its own
             self._on_broken(self, repr(error))
         self._out = []
@@ -271,7 +274,7 @@ class Guest:
         succeeded = False
         try:
             result = program.run(run)
-            status, value = DoneStatus.OK, msgspec.Raw(result)
+            status, value = DoneStatus.OK, msgspec.Raw(_in_message(result))
             if len(result) > start.output_bytes:
                 status, value = DoneStatus.OUTPUT, len(result)
             succeeded = status is DoneStatus.OK and turn.stop is None
@@ -326,7 +329,8 @@ class Guest:
         if log is not None:
             self._out.append(log)
         self._out.append(
-            b"[%d,%d,%d,%b,%b]" % (CALL, start.run, turn.asked_count, _encode(operation), arguments)
+            b"[%d,%d,%d,%b,%b]"
+            % (CALL, start.run, turn.asked_count, _encode(operation), _in_message(arguments))
         )
         wake = turn.ready_to_wait()
         self._waiting[start.run] = turn
@@ -370,6 +374,11 @@ class Guest:
         self.loading = False
         if failures:
             raise failures[0]
+
+
+def _in_message(text: bytes) -> bytes:
+    """Return the guest's JSON without what parts messages; in JSON a line break is but a blank."""
+    return text.replace(b",\n", b", ")
 
 
 def _wall_ms(start: Start) -> int:

@@ -5,6 +5,7 @@ Never:  runs two guests in one instance at a time; keeps an instance that did no
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -70,6 +71,7 @@ class LoadHeader(msgspec.Struct, frozen=True, kw_only=True):
     options: Options = Options()
     bindings: Bindings = Bindings()
     trial: bool = False  # right after it was compiled: make one instance and see
+    hardened: bool = False  # the cell is; so was the one that compiled
 
 
 class BuildHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +79,11 @@ class BuildHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     options: Options = Options()
     fuel: int = 0
+    hardened: bool = False  # the cell is, and those that will run it
 
 
 def compile_module(header: BuildHeader, binary: bytes) -> bytes:
-    """Return the module compiled for this machine.
+    """Return the module compiled for this machine, or for the interpreter.
 
     Raises:
         LoadFailed: CompileError, ImportError or ExportError.
@@ -93,12 +96,13 @@ def compile_module(header: BuildHeader, binary: bytes) -> bytes:
             "wasm32-wasip1 instead of wasm32-wasip2"
         )
     lines = _says_lines(binary)
+    new_engine = partial(WasmEngine, fuel=header.fuel > 0, lines=lines, hardened=header.hardened)
     try:
-        engine = WasmEngine(fuel=header.fuel > 0, lines=lines)
+        engine = new_engine()
         program, images = engine.compile(binary), True
         if len(program) > IMAGE_SLACK_BYTES + IMAGE_FACTOR * len(binary):
             # Its memory's image is mostly gaps, and would be in no limit's count.
-            engine = WasmEngine(fuel=header.fuel > 0, lines=lines, images=False)
+            engine = new_engine(images=False)
             program, images = engine.compile(binary), False
     except ModuleRefused as error:
         raise _refused(_with_remedy(str(error))) from None
@@ -126,7 +130,10 @@ class Program:
         self.fuel = header.fuel
         flags = program[0]
         self.engine = WasmEngine(
-            fuel=header.fuel > 0, lines=bool(flags & _LINES), images=bool(flags & _IMAGES)
+            fuel=header.fuel > 0,
+            lines=bool(flags & _LINES),
+            images=bool(flags & _IMAGES),
+            hardened=header.hardened,
         )
         try:
             module = self.engine.load(program[1:])

@@ -21,6 +21,7 @@ from wasmtime import _bindings as c
 
 FRAMES_MAX: Final = 32  # of a trap
 STACK_BYTES: Final = 512 * 1024  # of the guest; the thread has 1.5 MiB, ours comes on top of it
+PULLEY: Final = "pulley64"  # Wasmtime's interpreter, whose code is the same on every CPU
 TABLE_ELEMENTS_MAX: Final = 100_000  # 8 bytes each
 _TABLES_MAX: Final = 16
 U32: Final = 0xFFFF_FFFF
@@ -86,22 +87,30 @@ class Imports(Protocol):
 
 
 def initialise(*, hardened: bool) -> None:
-    """Start nothing: the first engine claims the signals of traps, which the lockdown resets."""
+    """Start nothing: the first engine claims the signals of traps, which the lockdown resets.
+
+    Hardened: each engine is told by itself, in the header of what it compiles or loads.
+    """
 
 
 class WasmEngine:
     """A compiler and what its modules share: one epoch."""
 
-    def __init__(self, *, fuel: bool, lines: bool = False, images: bool = True) -> None:
+    def __init__(
+        self, *, fuel: bool, lines: bool = False, images: bool = True, hardened: bool = False
+    ) -> None:
         """Make a compiler.
 
         Args:
             fuel: have its code count what it does.
             lines: keep a module's DWARF, and read it when the module traps.
             images: keep a module's first memory in a file that instances map copy-on-write.
+            hardened: compile for the interpreter, which needs no executable memory.
         """
         os.putenv("WASMTIME_BACKTRACE_DETAILS", "1" if lines else "0")
         config = Config()
+        if hardened:
+            config.target = PULLEY
         config.epoch_interruption = True
         config.consume_fuel = fuel
         config.max_wasm_stack = STACK_BYTES

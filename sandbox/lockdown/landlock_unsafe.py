@@ -48,29 +48,32 @@ class _RulesetAttributes(ctypes.Structure):
     )
 
 
-def deny_all() -> Layer:
-    """Restrict this thread and all it starts; needs no_new_privs, and that no thread runs yet."""
-    thread_count = _thread_count()
+def deny_all(threads_count: int) -> Layer:
+    """Restrict this thread and all it starts; needs no_new_privs, and that no thread runs yet.
+
+    Args:
+        threads_count: of this process, see `count_threads`.
+    """
     try:
         abi = _abi()
         _restrict(abi)
     except OSError as error:
         return _missing(error)
-    if thread_count > 1:
+    if threads_count > 1:
         return missing(
             NAME,
-            f"binds 1 of {thread_count} threads: the others ran before it",
+            f"binds 1 of {threads_count} threads: the others ran before it",
             "lock the cell down before its first isolate or thread",
         )
     return standing(NAME, _detail(abi))
 
 
-def probe() -> Layer:
-    """Tell what Landlock of this machine would deny, without changing anything."""
+def count_threads() -> int:
+    """Count the threads of this process; call it while there is a /proc."""
     try:
-        return standing(NAME, _detail(_abi()))
-    except OSError as error:
-        return _missing(error)
+        return Path("/proc/self/task").stat().st_nlink - 2  # one link for each thread's folder
+    except OSError:  # no /proc: only the threads that Python knows can be counted
+        return threading.active_count()
 
 
 def _abi() -> int:
@@ -113,10 +116,3 @@ def _detail(abi: int) -> str:
 def _missing(error: OSError) -> Layer:
     fallback = (str(error.strerror), "use Linux >= 5.13 with Landlock")
     return missing(NAME, *WHY_AND_REMEDY.get(error.errno or 0, fallback))
-
-
-def _thread_count() -> int:
-    try:
-        return Path("/proc/self/task").stat().st_nlink - 2  # one link for each thread's folder
-    except OSError:  # no /proc: only the threads that Python knows can be counted
-        return threading.active_count()

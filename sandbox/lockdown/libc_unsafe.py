@@ -1,6 +1,6 @@
 """Calls the kernel through the C library, and turns its errno into `OSError`.
 
-Path:   sandbox.lockdown.{process,landlock}_unsafe -> here
+Path:   sandbox.lockdown.{process,namespaces,landlock}_unsafe -> here
 Never:  decides anything; every number and flag comes from the caller.
 """
 
@@ -27,7 +27,7 @@ def syscall(number: int, *arguments: int | None) -> int:
         OSError: the kernel said no.
     """
     returned: int = libc().syscall(ctypes.c_long(number), *_registers(arguments))
-    return _checked(returned)
+    return checked(returned)
 
 
 def prctl(option: int, *arguments: int) -> int:
@@ -38,14 +38,19 @@ def prctl(option: int, *arguments: int) -> int:
     """
     padded = (*arguments, 0, 0, 0, 0)[:4]
     returned: int = libc().prctl(ctypes.c_int(option), *_registers(padded))
-    return _checked(returned)
+    return checked(returned)
 
 
 def _registers(arguments: tuple[int | None, ...]) -> list[ctypes.c_ulong]:
     return [ctypes.c_ulong(argument or 0) for argument in arguments]
 
 
-def _checked(returned: int) -> int:
+def checked(returned: int) -> int:
+    """Return what a call of the C library returned.
+
+    Raises:
+        OSError: it was -1; says what errno says.
+    """
     if returned == -1:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

@@ -1,12 +1,13 @@
 """Cuts the new process off from what fork gave it, then takes its privileges away.
 
 Path:   sandbox.lockdown.lock_down -> here
-Never:  touches `socket_fd`; changes user or group (that clears the parent-death signal, so
-        whoever does it must do it before).
+Never:  touches `socket_fd`; changes user or group, which clears the parent-death signal: whoever
+        does it calls `die_with` again.
 """
 
 import ctypes
 import os
+import select
 import signal
 from collections.abc import Callable, Collection
 
@@ -17,29 +18,31 @@ from sandbox.lockdown.libc_unsafe import libc, prctl, syscall
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
-PR_GET_NO_NEW_PRIVS = 39
 
 CLOSE_RANGE = 436  # the same number on every architecture; since Linux 5.9
 LAST_DESCRIPTOR = 2**32 - 1
 CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
+
+FIRST_PID = 1  # of a pid namespace
+ORPHAN_CODE = 70  # exit status of a cell that has no zygote
 
 PROCESS = "process"
 PRIVILEGES = "privileges"
 REMEDY = "run on Linux >= 5.9, outside of a container profile that blocks these calls"
 
 
-def cut_loose(*, keep: Collection[int], parent_pid: int) -> Layer:
-    """Drop what fork inherited: descriptors, environment, signals, session; die with the parent.
+def cut_loose(*, keep: Collection[int], zygote: int) -> Layer:
+    """Drop what fork inherited: descriptors, environment, signals, session; die with the zygote.
 
     Args:
         keep: descriptors that stay open. 0, 1 and 2 are pointed at /dev/null and stay too.
-        parent_pid: the zygote as this process sees it; 0 where a PID namespace hides it.
+        zygote: a pidfd of it, one of those to keep.
     """
     return _run_all(
         PROCESS,
         "dies with its parent; own session, no environment, no inherited descriptor or signal",
         {
-            "parent-death signal": lambda: _die_with_parent(parent_pid),
+            "parent-death signal": lambda: die_with(zygote),
             "signals": _default_signals,
             "standard streams": _silence_standard_streams,
             "descriptors": lambda: _close_all_but(keep),
@@ -47,6 +50,21 @@ def cut_loose(*, keep: Collection[int], parent_pid: int) -> Layer:
             "session": _new_session,
         },
     )
+
+
+def die_with(zygote: int) -> None:
+    """Have the kernel end this process, a child of the zygote, when the zygote ends.
+
+    Args:
+        zygote: a pidfd of it: a pid namespace hides its number from us.
+    """
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(zygote, select.POLLIN)
+    if poll.poll(0):
+        # It ended before the signal was armed, which will never come. No signal to ourselves: the
+        # first process of a pid namespace is deaf to its own.
+        os._exit(ORPHAN_CODE)
 
 
 def give_up_privileges() -> Layer:
@@ -62,14 +80,6 @@ def give_up_privileges() -> Layer:
     )
 
 
-def probe() -> tuple[Layer, Layer]:
-    """Tell whether this machine has the calls, without changing anything."""
-    return (
-        _run_all(PROCESS, "supported", {"close_range": _probe_close_range}),
-        _run_all(PRIVILEGES, "supported", {"no_new_privs": lambda: prctl(PR_GET_NO_NEW_PRIVS)}),
-    )
-
-
 def _run_all(name: str, done: str, steps: dict[str, Callable[[], object]]) -> Layer:
     failed = []
     for step, run in steps.items():
@@ -80,17 +90,16 @@ def _run_all(name: str, done: str, steps: dict[str, Callable[[], object]]) -> La
     return missing(name, "; ".join(failed), REMEDY) if failed else standing(name, done)
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        # The parent died between fork and prctl: the signal will never come, so send it here.
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _default_signals() -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    if os.getpid() == FIRST_PID:
+        # The first process of a pid namespace is deaf to signals of its own without a handler, so
+        # abort() would go on until it ends as SIGSEGV, which means an attack. This makes it
+        # _exit(SIGABRT); `Death` in sandbox.supervisor knows that status. A handler in C, because
+        # one in Python runs later, if at all.
+        libc().signal(signal.SIGABRT, libc()["_exit"])
 
 
 def _silence_standard_streams() -> None:
@@ -113,10 +122,6 @@ def _close_range(first: int, last: int) -> None:
     # Not os.closerange: without close_range it would call close() two thousand million times.
     if first <= last:
         syscall(CLOSE_RANGE, first, last, 0)
-
-
-def _probe_close_range() -> None:
-    syscall(CLOSE_RANGE, LAST_DESCRIPTOR, LAST_DESCRIPTOR, 0)  # a descriptor that cannot exist
 
 
 def _empty_environment() -> None:

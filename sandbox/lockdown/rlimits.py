@@ -1,7 +1,7 @@
 """Caps what this process may take from the kernel, and lets the engine go first on the CPU.
 
 Path:   sandbox.lockdown.lock_down -> here
-Never:  sets RLIMIT_DATA: the supervisor does, from outside, once it knows the tenant's budget.
+Never:  raises a limit, and so needs no privilege.
 """
 
 import os
@@ -20,53 +20,88 @@ NAME = "rlimits"
 # A socket with a higher number keeps working; only new descriptors are refused.
 DESCRIPTORS_MAX = 8
 
-# Counted by the kernel over ALL processes and threads of the user, not of this cell, and never
-# for uid 0 of the first user namespace. So it is only a ceiling for a thread bomb on a machine
-# without a pids cgroup, and has to leave room for every other cell of the node.
+# Threads. The kernel counts them for each user of each user namespace, and for that user outside as
+# well. So a cell with a user namespace of its own has its own number: one for each isolate (150),
+# or for each run of a module. Elsewhere, also before Linux 5.14, all cells of the node share the
+# higher number, which is only a ceiling for a bomb; for root there is none.
+CELL_THREADS_MAX = 256
+MEMORY_FILE_CELL_THREADS_MAX = 1_024
 USER_THREADS_MAX = 8_192
 
 NICENESS = 5  # weight 335 against 1024: a third of the engine's share when all are busy
 
+# V8 reserves 1.5 TB and uses little of it. What is only looked at costs page tables, which no limit
+# counts: 4 KiB for each 2 MiB. So 4 GiB of them are to be had here, and not 256 GiB.
+ADDRESSES_BYTES_MAX = 2 << 40
+
 LIMITS: Final[dict[str, int]] = {
     "RLIMIT_NOFILE": DESCRIPTORS_MAX,
-    "RLIMIT_NPROC": USER_THREADS_MAX,
+    "RLIMIT_NPROC": CELL_THREADS_MAX,
     "RLIMIT_CORE": 0,  # a core dump would hold a tenant's data
     "RLIMIT_FSIZE": 0,
     "RLIMIT_MEMLOCK": 0,
+    "RLIMIT_AS": ADDRESSES_BYTES_MAX,
 }
 # Cells of WebAssembly: one memfd for each loaded module, of its first memory.
 MEMORY_FILE_LIMITS: Final[dict[str, int]] = LIMITS | {
+    "RLIMIT_NPROC": MEMORY_FILE_CELL_THREADS_MAX,
     "RLIMIT_NOFILE": DESCRIPTORS_MAX + 256,
     "RLIMIT_FSIZE": 64 * 1024 * 1024,  # Landlock leaves no other file to write to
 }
 
 
-def cap_resources(*, memory_files: bool = False) -> Layer:
-    """Lower each limit for good; the hard one is never raised, so it needs no privilege."""
+def cap_resources(*, memory_files: bool, counted_alone: bool) -> Layer:
+    """Lower each limit for good; the hard one is never raised, so it needs no privilege.
+
+    Args:
+        memory_files: see `sandbox.lockdown.lock_down`.
+        counted_alone: the kernel counts the threads of this cell by themselves.
+    """
     failed = []
     limits = MEMORY_FILE_LIMITS if memory_files else LIMITS
+    if not counted_alone:
+        limits = limits | {"RLIMIT_NPROC": USER_THREADS_MAX}
     for name, wanted in limits.items():
         kind = getattr(resource, name)
-        _, hard = resource.getrlimit(kind)
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         try:
+            _, hard = resource.getrlimit(kind)
+            value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(kind, (value, value))
         except (OSError, ValueError) as error:
             failed.append(f"{name}: {error}")
-    _let_the_engine_go_first()
     if failed:
         return missing(NAME, "; ".join(failed), "allow setrlimit in the container's profile")
     return standing(NAME, ", ".join(f"{name[7:]} {most}" for name, most in limits.items()))
 
 
-def probe() -> Layer:
-    """Tell whether limits exist here; every Linux has them."""
-    if sys.platform != "linux":
-        return missing(NAME, f"not known on {sys.platform}", "run on Linux")
-    return standing(NAME, "supported")
+def open_statm() -> int:
+    """Open what tells the size of this process, while there is a /proc; -1: there is none."""
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return -1
 
 
-def _let_the_engine_go_first() -> None:
+def cap_memory(statm: int, more_bytes: int) -> None:
+    """Let this process grow by so much from what it is now, and no more.
+
+    By itself, not from outside: root of a container may not set the limits of another user.
+
+    Args:
+        statm: from `open_statm`; closed here.
+        more_bytes: of memory that is its own to write.
+
+    Raises:
+        OSError, ValueError: it may grow without limit.
+    """
+    data_pages = int(os.read(statm, 256).split()[5])  # see "statm" in proc_pid_statm(5)
+    os.close(statm)
+    most = data_pages * resource.getpagesize() + more_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def let_the_engine_go_first() -> None:
+    """Be nice; needs a /proc."""
     with suppress(OSError):  # a courtesy, not a wall
         os.nice(NICENESS)
         # With autogroups, nice only counts within one session, and each cell has its own: then

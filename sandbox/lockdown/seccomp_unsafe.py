@@ -39,13 +39,10 @@ ALLOWED: Final[tuple[str, ...]] = (
     "pselect6",
     # Memory.
     "brk",
-    "mmap",
-    "mprotect",
     "mremap",
     "munmap",
     "pkey_alloc",
     "pkey_free",
-    "pkey_mprotect",  # V8 guards its code space with a protection key where the CPU has them
     # Threads; starting one is in `_argument_rules`.
     "exit",
     "exit_group",
@@ -78,6 +75,19 @@ ALLOWED: Final[tuple[str, ...]] = (
     "getuid",
     "sysinfo",
 )
+
+# What gives memory its rights, which stand in the third argument. A hardened cell may ask for any
+# but PROT_EXEC. What could make memory executable in another way is on no list: shmat,
+# remap_file_pages, personality (READ_IMPLIES_EXEC), execve, ptrace.
+PROTECTING: Final[tuple[str, ...]] = (
+    "mmap",
+    "mprotect",
+    "pkey_mprotect",  # V8 guards its code space with a protection key where the CPU has them
+)
+PROT_EXEC = 4  # <sys/mman.h>
+# RLIMIT_DATA counts private memory only: shared memory without a file, and a mapping that grows
+# down, would take the node's. <asm-generic/mman.h>: MAP_TYPE, MAP_GROWSDOWN, MAP_HUGETLB.
+MAP_KINDS, MAP_PRIVATE = 0x0F | 0x100 | 0x4_0000, 2
 
 # What the runtime tries and must see fail, each with the errno that its fallback expects.
 REFUSED: Final[dict[str, int]] = {
@@ -125,6 +135,7 @@ F_GETFD, F_SETFD, F_GETFL = 1, 2, 3
 F_ADD_SEALS = 1033
 MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
 FIONBIO = 0x5421  # how Python makes a socket (non-)blocking
+RLIMIT_DATA = 2  # <asm-generic/resource.h>
 MADV_HWPOISON = 100  # the first advice that can harm the machine; root may give it
 SYSTEM_CLOCKS = 0xF  # clock ids 0 to 15; negative ones are CPU clocks, of any process ...
 THREAD_CPU_CLOCK = 0x8000_0004  # ... or of a thread, where the kernel shows only our own
@@ -135,13 +146,15 @@ class CompiledFilter:
     """A filter that lacks only the cell's own process id."""
 
     rules: "pyseccomp.SyscallFilter"
+    hardened: bool  # it kills whoever asks for executable memory
 
 
-def compile_filter(*, memory_files: bool = False) -> CompiledFilter | Layer:
+def compile_filter(*, memory_files: bool = False, hardened: bool = False) -> CompiledFilter | Layer:
     """Build the filter, or say why it cannot be: slow (libseccomp is looked up), so in the zygote.
 
-    The seam for W^X (`isolation: hardened`): mmap, mprotect and pkey_mprotect then move from
-    `ALLOWED` to rules that look at PROT_EXEC.
+    Args:
+        memory_files: see `sandbox.lockdown.lock_down`.
+        hardened: kill whoever asks for executable memory.
     """
     try:
         import pyseccomp  # looks for libseccomp.so.2 with a subprocess as it is imported
@@ -158,12 +171,12 @@ def compile_filter(*, memory_files: bool = False) -> CompiledFilter | Layer:
         rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
         rules.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
         rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, BINARY_TREE)
-        add_policy(rules)
+        add_policy(rules, hardened=hardened)
         if memory_files:
             _allow_memory_files(rules)
     except OSError as error:
         return _missing(error)
-    return CompiledFilter(rules)
+    return CompiledFilter(rules, hardened)
 
 
 def load_filter(compiled: CompiledFilter) -> Layer:
@@ -173,29 +186,23 @@ def load_filter(compiled: CompiledFilter) -> Layer:
         compiled.rules.load()
     except OSError as error:
         return _missing(error)
-    return _standing()
+    return _standing(hardened=compiled.hardened)
 
 
-def probe() -> Layer:
-    """Tell whether the filter can be built and the kernel knows filters, changing nothing."""
-    compiled = compile_filter()
-    if isinstance(compiled, Layer):
-        return compiled
-    if not os.path.exists("/proc/sys/kernel/seccomp"):  # noqa: PTH110 - a plain question
-        return missing(NAME, "this kernel has no seccomp filters", "use Linux >= 4.14 with seccomp")
-    return _standing()
-
-
-def add_policy(rules: "pyseccomp.SyscallFilter") -> None:
+def add_policy(rules: "pyseccomp.SyscallFilter", *, hardened: bool = False) -> None:
     """Add every rule but the one on this process's id.
 
     A name that the architecture lacks (`open` on arm64) is skipped by libseccomp, one that an
     old libseccomp does not know by us: the default kills both.
     """
-    from pyseccomp import ALLOW, ERRNO
+    from pyseccomp import ALLOW, ERRNO, MASKED_EQ, Arg
 
     for name in filter(_is_known, ALLOWED):
         rules.add_rule(ALLOW, name)
+    not_executable = [Arg(2, MASKED_EQ, PROT_EXEC, 0)] if hardened else []
+    for name in filter(_is_known, PROTECTING):
+        own = [Arg(3, MASKED_EQ, MAP_KINDS, MAP_PRIVATE)] if name == "mmap" else []
+        rules.add_rule(ALLOW, name, *not_executable, *own)
     for name, refusal in REFUSED.items():
         if _is_known(name):
             rules.add_rule(ERRNO(refusal), name)
@@ -229,6 +236,8 @@ def _argument_rules() -> "list[tuple[int, str, *tuple[pyseccomp.Arg, ...]]]":
         (ALLOW, "madvise", Arg(2, LT, MADV_HWPOISON)),
         (ERRNO(errno.EINVAL), "madvise", Arg(2, GE, MADV_HWPOISON)),  # as an older kernel would
         (ALLOW, "prlimit64", Arg(0, EQ, 0), Arg(2, EQ, 0)),  # only to read, only our own
+        # How the cell sets its own when it is ready; without privileges it can only be lowered.
+        (ALLOW, "prlimit64", Arg(0, EQ, 0), Arg(1, EQ, RLIMIT_DATA)),
         (ALLOW, "clock_nanosleep", only_bits(0, SYSTEM_CLOCKS)),
         (ALLOW, "clock_gettime", only_bits(0, SYSTEM_CLOCKS)),
         (ALLOW, "clock_gettime", Arg(0, MASKED_EQ, THREAD_CPU_CLOCK, THREAD_CPU_CLOCK)),
@@ -253,8 +262,9 @@ def _is_known(name: str) -> bool:
     return bool(resolve_syscall(Arch.NATIVE, name) != unknown)
 
 
-def _standing() -> Layer:
-    return standing(NAME, "kills on any call that Python and the runtime do not need once started")
+def _standing(*, hardened: bool = False) -> Layer:
+    detail = "kills on any call that Python and the runtime do not need once started"
+    return standing(NAME, f"{detail}, and on executable memory" if hardened else detail)
 
 
 def _missing(error: OSError) -> Layer:

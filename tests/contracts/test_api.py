@@ -220,7 +220,7 @@ async def test_secrets_and_connections_come_never_out(project: Project) -> None:
 
 async def test_deliveries_are_listed_and_resent(project: Project) -> None:
     """A delivery that failed can be sent again by hand."""
-    url = "http://127.0.0.1:9/nowhere"
+    url = "http://127.0.0.1:8/nowhere"
     hook = {"kind": "webhook", "credentials": {"url": url}}
     await project.develop.ok("PUT", "/v1/connections/HOOK", hook)
     source = "export async function job(p, env) { await env.HOOK.send({type: 'x', data: {}}) }"

@@ -29,7 +29,7 @@ from tests.standins.provider import Provider
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DAY_MS = 86_400_000
-NOWHERE = {"kind": "webhook", "credentials": {"url": "http://127.0.0.1:9/nowhere"}}
+NOWHERE = {"kind": "webhook", "credentials": {"url": "http://127.0.0.1:8/nowhere"}}
 # What each action makes of each state; None: 409.
 MADE: dict[Action, dict[State, State | None]] = {
     Action.RESEND: {

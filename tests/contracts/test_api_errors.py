@@ -204,7 +204,7 @@ async def test_a_wrong_query_is_refused(shared: Project, query: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "known"),
     [
-        ("DELETE", "/v1/dead-letters?all=true&wrong=1", "all, cause, dry_run, function"),
+        ("DELETE", "/v1/dead-letters?all=true&wrong=1", "all, breaker, cause, dry_run"),
         ("DELETE", "/v1/functions/none?wrong=1", "there are none here"),
         ("POST", "/v1/schedules/none/trigger?wrong=1", "known are device, force"),
         ("POST", "/v1/admin/tickets/reissue?wrong", "there are none here"),
@@ -285,8 +285,9 @@ async def test_without_a_key_nothing_opens(shared: Project, key: str) -> None:
 DEVELOP, OPERATE, READ = {"develop"}, {"operate"}, {"develop", "operate"}
 SCOPED = {
     ("POST", "/v1/projects"): set(), ("GET", "/v1/projects"): set(),
+    ("GET", "/v1/projects/current"): READ, ("PATCH", "/v1/projects/current"): set(),
     ("POST", "/v1/api-keys"): set(), ("GET", "/v1/api-keys"): set(),
-    ("DELETE", "/v1/api-keys/x"): set(),
+    ("PATCH", "/v1/api-keys/x"): set(), ("DELETE", "/v1/api-keys/x"): set(),
     ("POST", "/v1/products"): OPERATE, ("GET", "/v1/products"): READ,
     ("GET", "/v1/products/x"): READ, ("POST", "/v1/devices"): OPERATE,
     ("GET", "/v1/devices"): READ, ("GET", "/v1/devices/x"): READ,
@@ -327,6 +328,9 @@ SCOPED = {
     ("GET", "/v1/dead-letters/x"): READ, ("PATCH", "/v1/dead-letters/x"): READ,
     ("DELETE", "/v1/dead-letters"): READ, ("DELETE", "/v1/dead-letters/x"): READ,
     ("POST", "/v1/dead-letters/x/redrive"): READ, ("POST", "/v1/dead-letters:redrive"): READ,
+    ("GET", "/v1/breakers"): READ, ("GET", "/v1/breakers/x"): READ,
+    ("POST", "/v1/breakers/x/close"): READ, ("POST", "/v1/breakers/x/redrive"): READ,
+    ("GET", "/v1/usage"): READ,
     ("GET", "/v1/projects/current/retention"): READ,
     ("PUT", "/v1/projects/current/retention"): OPERATE,
     ("GET", "/v1/admin/nodes"): set(), ("GET", "/v1/admin/queues"): set(),

@@ -205,7 +205,7 @@ async def test_the_document_lists_each_routes_errors(shared: Project) -> None:
 async def test_every_error_class_has_a_status() -> None:
     """A code that the table does not know would be answered as a fault of ours."""
     inside = {"engine_error", "seal_broken", "master_key_unusable"}  # never a caller's
-    inside |= {"egress_refused", "egress_failed"}  # a guest sees these
+    inside |= {"egress_refused", "egress_failed", "causal_budget_exceeded"}  # a guest sees these
     inside |= {"schema_too_new", "store_taken"}  # whoever starts it
     inside |= {"lease_lost"}  # a run goes on elsewhere
 

@@ -476,7 +476,7 @@ async def test_a_function_answers_after_restarts_whatever_happened_to_its_artifa
         after_altering = await caller.ok(*invoke)
         (second,) = _stored(platform)
 
-    monkeypatch.setattr("sandbox.supervisor.fingerprint", lambda: "another machine")
+    monkeypatch.setattr("sandbox.supervisor.fingerprint", lambda **_: "another machine")
     async with opened(tmp_path) as (platform, caller):
         on_another = await caller.ok(*invoke)
         third = _stored(platform)

@@ -497,7 +497,7 @@ async def test_the_credentials_can_be_tried(slack: StandIn, egress: Egress) -> N
 
 async def test_a_closed_port_is_tried_again(egress: Egress) -> None:
     """There was no answer, so nothing is known."""
-    answer = await send(egress, {"webhook_url": "http://127.0.0.1:1/services/x"}, {})
+    answer = await send(egress, {"webhook_url": "http://127.0.0.1:8/services/x"}, {})
 
     assert isinstance(answer, Retry)
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.causality import via
 from engine.egress import Egress, EgressRefused
 from engine.errors import HostCallRefused
 from engine.hostcalls.fetch import Fetch
@@ -31,6 +32,9 @@ class ARun:
     execution_id: str = "exe_1"
     version: AVersion = field(default_factory=AVersion)
     limits: Limits = field(default_factory=lambda: Limits(cpu_ms=100, wall_ms=5_000, memory_mb=64))
+
+    def via(self) -> str:
+        return via("exe_1", 0, 5_000, "caller")
 
 
 async def respond(received: Received) -> bytes:

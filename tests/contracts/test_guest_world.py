@@ -979,7 +979,7 @@ async def test_a_changing_request_has_an_idempotency_key(world: World, mirror: H
 
 def test_a_host_that_is_not_allowed_is_named(world: World) -> None:
     """With the remedy; the run can catch it."""
-    body = "try { await fetch('http://127.0.0.1:1/') } catch (e) { return [e.code, e.message] }"
+    body = "try { await fetch('http://127.0.0.1:8/') } catch (e) { return [e.code, e.message] }"
 
     code, nowhere = world.ask(world.module(body))
     _, elsewhere = world.ask(world.module(body, allowed_hosts=["example.com"]))

@@ -66,7 +66,7 @@ def queued(*ids: str, due_ms: int = 0, project_id: str = "prj", **fields: Any) -
 def ending(run_id: str) -> Commit:
     """Return what a node commits when a run has ended: here, a key of the store as its effect."""
     commit = Commit(claims=[run_id])
-    commit.insert(projects, (run_id, run_id, NOW_MS))
+    commit.insert(projects, (run_id, run_id, NOW_MS, "standard", "{}"))
     return commit
 
 
@@ -179,7 +179,8 @@ async def test_a_lazy_record_of_a_lost_run_is_dropped(database: Database) -> Non
         await journal.commit(queued("mine", node_id="a"))
 
         for run_id in ("lost", "mine"):
-            journal.record(projects, (run_id, run_id, NOW_MS), claim=run_id)
+            row = (run_id, run_id, NOW_MS, "standard", "{}")
+            journal.record(projects, row, claim=run_id)
         await journal.drain()
 
     assert effects(database) == ["mine"]

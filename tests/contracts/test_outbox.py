@@ -216,7 +216,7 @@ async def test_a_deleted_connection_fails_its_deliveries(world: World, slack: Sl
 
 async def test_a_connection_of_another_kind_is_not_used(world: World) -> None:
     """A message for Slack does not go to a webhook that took its name."""
-    await world.connect("ALERTS", "webhook", {"url": "http://127.0.0.1:1/"})
+    await world.connect("ALERTS", "webhook", {"url": "http://127.0.0.1:8/"})
     async with started(world.outbox()) as outbox:
         (delivery_id,) = await world.queue("ALERTS")
         outbox.notice([delivery_id])
@@ -230,7 +230,7 @@ async def test_a_connection_of_another_kind_is_not_used(world: World) -> None:
 
 async def test_credentials_of_another_key_fail_with_the_remedy(world: World) -> None:
     """A restored database without its master key says what is missing."""
-    await world.connect("ALERTS", "slack", {"webhook_url": "http://127.0.0.1:1/"})
+    await world.connect("ALERTS", "slack", {"webhook_url": "http://127.0.0.1:8/"})
     world.vault = Vault(bytes(range(32)))
     async with started(world.outbox()) as outbox:
         (delivery_id,) = await world.queue("ALERTS")
@@ -285,7 +285,7 @@ async def test_a_bug_in_a_connector_stops_no_other(world: World, slack: SlackSta
         async def send(self, *_: Any, **__: Any) -> Any:
             raise ZeroDivisionError
 
-    await world.connect("BROKEN", "webhook", {"url": "http://127.0.0.1:1/"})
+    await world.connect("BROKEN", "webhook", {"url": "http://127.0.0.1:8/"})
     await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url})
     async with started(world.outbox(connectors={**CONNECTORS, "webhook": Broken()})) as outbox:
         (broken_id,) = await world.queue("BROKEN", kind="webhook")

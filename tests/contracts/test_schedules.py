@@ -114,6 +114,7 @@ class World:
     catalogue: Live = field(default_factory=Live)
     woken: list[tuple[str, int, int]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    full: set[str] = field(default_factory=set)  # projects that may queue nothing more
     database: Database = field(init=False)
     journal: Journal = field(init=False)
     scheduler: Scheduler = field(init=False)
@@ -141,6 +142,7 @@ class World:
             self.clock,
             wake=lambda *woken: self.woken.append(woken),
             cancelled=self.stopped.extend,
+            has_room=lambda project_id, count: project_id not in self.full,
         )
 
     async def another_node(self) -> Scheduler:
@@ -151,6 +153,13 @@ class World:
     @property
     def backlog(self) -> "World":
         return self
+
+    @property
+    def queue_room(self) -> "World":
+        return self
+
+    async def need(self, project_id: str, count: int) -> None:
+        """Let in whatever comes by hand."""
 
     def wake(self, project_id: str, priority: int = 1, due_ms: int = 0) -> None:
         self.woken.append((project_id, priority, due_ms))
@@ -368,7 +377,7 @@ def dying(world: World) -> Any:
     with world.database.engine.connect() as connection:
         if world.database.is_sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        _Firing(connection, Commit(), world.catalogue, {}, world.clock()).fire()
+        _Firing(connection, Commit(), world.catalogue, {}, world.clock(), lambda *_: True).fire()
         yield
         connection.rollback()
 
@@ -650,6 +659,20 @@ async def test_the_handler_is_the_first_that_fits(world: World) -> None:
     assert runs == {("job", "{}"), ("job", '{"x":1}')}
     assert {run.handler for run in await world.queue()} == {"job", "main"}
     assert await world.outcomes(nothing) == [("01-01T01:00", "nothing_to_run")]
+
+
+async def test_a_fire_that_finds_the_queue_full_is_skipped(world: World) -> None:
+    """That stands in its row; the next one runs when there is room again."""
+    schedule = await world.schedule(cron="0 * * * *", overlap="allow_all")
+    world.full.add(PROJECT)
+    await world.at(START + HOUR)
+    world.full.clear()
+    await world.at(START + 2 * HOUR)
+
+    outcomes = await world.outcomes(schedule)
+
+    assert [outcome for _, outcome in outcomes] == ["queue_full", "queued"]
+    assert len(await world.queue()) == 1
 
 
 async def test_a_function_that_is_not_known_here_yet_is_waited_for(world: World) -> None:

@@ -33,7 +33,7 @@ async def a_node(database: Database) -> Journal:
 
 def adding(name: str) -> Commit:
     commit = Commit()
-    commit.insert(projects, (name, name, NOW_MS))
+    commit.insert(projects, (name, name, NOW_MS, "standard", "{}"))
     return commit
 
 

@@ -143,7 +143,7 @@ async def test_any_text_comes_back_as_it_was_committed(database: Database, count
     for at in range(0, len(texts), count):
         commit = Commit()
         for text in texts[at : at + count]:
-            commit.insert(projects, (text, text, NOW_MS))
+            commit.insert(projects, (text, text, NOW_MS, "standard", "{}"))
         await journal.commit(commit)
     await journal.close()
 
@@ -155,8 +155,8 @@ async def test_a_bad_row_of_many_spoils_only_its_own_commit(database: Database) 
     journal = await a_node(database, "a")
     good, bad = Commit(), Commit()
     for number in range(20):
-        good.insert(projects, (f"p{number}", f"p{number}", NOW_MS))
-        bad.insert(projects, (f"q{number}", "the same name", NOW_MS))
+        good.insert(projects, (f"p{number}", f"p{number}", NOW_MS, "standard", "{}"))
+        bad.insert(projects, (f"q{number}", "the same name", NOW_MS, "standard", "{}"))
 
     results = await asyncio.gather(
         journal.commit(good), journal.commit(bad), return_exceptions=True

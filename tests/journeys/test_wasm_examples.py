@@ -354,7 +354,7 @@ async def test_anomaly_asks_a_service_how_far_is_too_far(yard: Yard) -> None:
 def test_anomaly_goes_on_without_its_service(yard: Yard, reuse: bool) -> None:
     """A host that it may not reach is a line in the log, and three deviations are too far."""
     usual(yard)
-    variables = {"THRESHOLD_URL": "http://127.0.0.1:9/"}
+    variables = {"THRESHOLD_URL": "http://127.0.0.1:8/"}
     yard.deploy("anomaly", anomaly(), keys=["vibration"], variables=variables, reuse=reuse)
 
     runs = [yard.write("vibration", value) for value in (9, 1)]

@@ -270,12 +270,13 @@ ACTIONS = {
         "socket.socket(socket.AF_INET6).connect(('::ffff:127.0.0.1', 1))"
     ),
     "connect to a link": "socket.socket(socket.AF_INET6).connect(('fe80::1%lo', 1))",
+    "look up what is closed": "socket.getaddrinfo('closed.example', 443)",
     "ask over urllib": "__import__('urllib.request').request.urlopen('http://127.0.0.1:1/')",
 }
 PLAY = """
 import json, os, runpy, socket, subprocess, sys, urllib.request
 child = runpy.run_path({path!r})
-sys.addaudithook(child["Seal"](child["Wire"](), []))
+sys.addaudithook(child["Seal"](child["Wire"](), child["Reach"](deny_hosts=("closed.example",))))
 told = {{}}
 for name, action in json.loads({actions!r}).items():
     try:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from runtimes.contract import GuestError
+from runtimes.contract import FRAME_BYTES_MAX, GuestError
 from sandbox.supervisor import Cell, Death, Sandbox
 
 
@@ -15,6 +15,9 @@ class Listener:
     def __init__(self, cell: Cell) -> None:
         self.heard: asyncio.Queue[bytes] = asyncio.Queue()
         cell.listener = self
+
+    def room_for(self, _kind: str, _isolate: int) -> int:
+        return FRAME_BYTES_MAX
 
     def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
         self.heard.put_nowait(messages)

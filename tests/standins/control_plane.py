@@ -105,13 +105,13 @@ async def http(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def project(platform: Platform, http: httpx.AsyncClient) -> Project:
     """A project that one test has for itself."""
-    return await _project(platform, http, f"project {next(_numbers)}")
+    return await new_project(platform, http, f"project {next(_numbers)}")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(platform: Platform, http: httpx.AsyncClient) -> Project:
     """A project for tests that change nothing; it has the function `echo` and a `thermometer`."""
-    made = await _project(platform, http, "shared")
+    made = await new_project(platform, http, "shared")
     await made.function("echo", ECHO)
     await made.device()
     return made
@@ -120,10 +120,10 @@ async def shared(platform: Platform, http: httpx.AsyncClient) -> Project:
 @pytest_asyncio.fixture(loop_scope="module")
 async def neighbour(project: Project) -> Project:
     """Another project, for what must not be seen of it."""
-    return await _project(project.platform, project.admin.http, f"{project.name} neighbour")
+    return await new_project(project.platform, project.admin.http, f"{project.name} neighbour")
 
 
-async def _project(platform: Platform, http: httpx.AsyncClient, name: str) -> Project:
+async def new_project(platform: Platform, http: httpx.AsyncClient, name: str) -> Project:
     assert platform.new_admin_key is not None
     made = await Caller(http, platform.new_admin_key).ok("POST", "/v1/projects", {"name": name})
     keys = await asyncio.gather(

@@ -163,7 +163,7 @@ async def opened_world(database_url: str) -> AsyncIterator[World]:
     journal = Journal(database)
     egress = Egress([ip_network("127.0.0.0/8")])
     commit = Commit()
-    commit.insert(projects, (PROJECT, "one", NOW))
+    commit.insert(projects, (PROJECT, "one", NOW, "standard", "{}"))
     await journal.commit(commit)
     yield World(database, journal, egress)
     await egress.close()

@@ -93,6 +93,7 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "runtimes/webassembly/guest.py": "the loop of a guest's thread: the cell ends, and says so",
     "runtimes/webassembly/wasmtime_unsafe.py": "nothing may fly through Wasmtime's frames",
     "sandbox/child.py": "the loop of the cell: the engine logs it and replaces the cell",
+    "sandbox/supervisor.py": "the loop of a cell's frames: whatever a lie meets ends that cell",
 }
 READS_ENVIRONMENT: Final[Mapping[str, str]] = {
     "runtimes/webassembly/wasmtime_unsafe.py": "tells Wasmtime, which has no other way to be told",

@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from engine.addresses import why_forbidden
+from engine.addresses import Reach, why_forbidden
 from engine.allowed_hosts import check_allowed_hosts, host_allowed
 from engine.errors import Invalid
 
@@ -47,7 +47,7 @@ FORBIDDEN = {
 @pytest.mark.parametrize(("address", "word"), FORBIDDEN.items(), ids=FORBIDDEN.keys())
 def test_addresses_that_are_not_public_are_forbidden(address: str, word: str) -> None:
     """Each with the word that says why, whatever IPv6 dress an IPv4 address wears."""
-    assert why_forbidden(ip_address(address), ()) == word
+    assert why_forbidden(ip_address(address), Reach()) == word
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_addresses_that_are_not_public_are_forbidden(address: str, word: str) ->
 )
 def test_public_addresses_are_free(address: str) -> None:
     """The guard hinders nobody who calls the public internet."""
-    assert why_forbidden(ip_address(address), ()) is None
+    assert why_forbidden(ip_address(address), Reach()) is None
 
 
 @pytest.mark.parametrize("address", ["10.0.0.5", "::ffff:10.0.0.5"])
 def test_the_operator_opens_a_network(address: str) -> None:
     """Only what the operator names; its neighbour stays closed."""
-    allow = [ip_network("10.0.0.5/32")]
+    reach = Reach(allow=(ip_network("10.0.0.5/32"),))
 
-    assert why_forbidden(ip_address(address), allow) is None
-    assert why_forbidden(ip_address("10.0.0.6"), allow) == "private"
+    assert why_forbidden(ip_address(address), reach) is None
+    assert why_forbidden(ip_address("10.0.0.6"), reach) == "private"
 
 
 @pytest.mark.parametrize(

@@ -717,7 +717,7 @@ def test_serve_takes_every_setting() -> None:
     """Each field of Settings is an option, described by the field's own words."""
     shown = cloudcode("serve", "--help").out
 
-    flags = set(re.findall(r"--[a-z-]+", shown))
+    flags = set(re.findall(r"--[a-z0-9-]+", shown))
     assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= flags
 
 
@@ -756,7 +756,9 @@ def test_doctor_names_every_layer_and_changes_nothing(tmp_path: Path) -> None:
     """Each layer of the lockdown is there with its detail; no file is left behind."""
     found = doctor(data_dir=tmp_path / "data")
 
-    assert sum(item["name"].startswith("lockdown: ") for item in found["checks"]) >= 5
+    names = [item["name"] for item in found["checks"]]
+    layers = ("process", "rlimits", "namespaces", "identity", "privileges", "landlock", "seccomp")
+    assert names[-8:] == [*(f"lockdown: {layer}" for layer in layers), "isolation: hardened"]
     assert found["versions"]["cloudcode-engine"] != "missing"
     assert list(tmp_path.iterdir()) == []
 
@@ -770,6 +772,22 @@ def test_doctor_finds_a_key_file_that_others_may_read(tmp_path: Path) -> None:
 
     assert not found["ok"]
     assert "chmod 600" in check(found, "master key")["remedy"]
+
+
+def test_doctor_says_what_functions_may_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened and closed; whoever opens this machine is told, and may."""
+    monkeypatch.setenv("CLOUDCODE_EGRESS_ALLOW", "127.0.0.0/8")
+    monkeypatch.setenv("CLOUDCODE_EGRESS_DENY", "db.example")
+
+    found = doctor(data_dir=tmp_path)
+
+    egress = next(check for check in found["checks"] if check["name"] == "egress")
+    assert "opened: 127.0.0.0/8; closed: db.example" in egress["detail"]
+    assert not egress["ok"]
+    assert "CLOUDCODE_EGRESS_ALLOW" in egress["remedy"]
+    assert not egress["required"]
 
 
 def test_doctor_finds_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ async def test_no_answer_is_an_answer() -> None:
     egress = Egress(())
     answers = [
         await exchange(egress, "POST", url, [], b"", timeout_ms=1_000)
-        for url in ("http://127.0.0.1:1/", "http://localhost:1/", "ftp://example.com/")
+        for url in ("http://127.0.0.1:8/", "http://localhost:8/", "ftp://example.com/")
     ]
     await egress.close()
 

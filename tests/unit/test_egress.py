@@ -29,6 +29,8 @@ class Names:
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         self.asked.append(host)
+        if host not in self.answers:
+            raise OSError(f"no name {host}")
         found = self.answers[host]
         return found.pop(0) if len(found) > 1 else found[0]
 
@@ -130,7 +132,7 @@ async def test_the_next_address_is_tried_when_one_is_dead() -> None:
 async def test_tls_is_checked_against_the_name(tmp_path: Path) -> None:
     """SNI and certificate are those of the name, though the connection goes to an address."""
     seen: list[str | None] = []
-    server_tls, client_tls = _tls(tmp_path, "api.test")
+    server_tls, client_tls = certificate(tmp_path, "api.test")
     server_tls.sni_callback = lambda _socket, name, _context: seen.append(name)
     names = Names(api_test=[["127.0.0.1"]], other_test=[["127.0.0.1"]])
 
@@ -292,7 +294,7 @@ class _closing:  # noqa: N801 - reads as what it does
         await self.egress.close()
 
 
-def _tls(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Return a server's and a client's context for a certificate of `name` alone."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

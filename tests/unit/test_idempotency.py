@@ -279,7 +279,7 @@ async def test_what_is_known_before_is_answered_in_the_same_transaction(stage: S
     """There is no moment at which the change is there and its answer is not."""
     claim = await stage.one.claimed()
     commit = Commit()
-    commit.insert(projects, ("p", "p", 1))
+    commit.insert(projects, ("p", "p", 1, "standard", "{}"))
     claim.answer_with(commit, 202, [(b"location", b"/y")], b"{}")
 
     await stage.one.journal.commit(commit)

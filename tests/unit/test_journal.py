@@ -83,10 +83,13 @@ def a_run(run_id: str) -> Row:
     )
 
 
+PLAIN = ("standard", "{}")  # a project's isolation and allowances
+
+
 def adding(*rows: Row, table: Table = projects) -> Commit:
     commit = Commit()
     for row in rows:
-        commit.insert(table, row)
+        commit.insert(table, (*row, *PLAIN) if table is projects else row)
     return commit
 
 
@@ -287,7 +290,7 @@ async def test_a_row_that_is_there_already_can_be_passed_over(
     """`inserts_new` leaves the old row as it is."""
     await journal.commit(adding(("a", "first", 1)))
     commit = Commit()
-    commit.insert_new(projects, ("a", "second", 2))
+    commit.insert_new(projects, ("a", "second", 2, *PLAIN))
 
     await journal.commit(commit)
 

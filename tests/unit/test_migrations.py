@@ -343,7 +343,7 @@ def test_one_goes_back_to_a_revision_that_there_was(database: Database, asked: s
     with pytest.raises(UnknownRevision) as refused:
         database.downgrade(asked)
 
-    assert list(refused.value.known) == ["0004", "0003", "0002", "0001"]
+    assert list(refused.value.known) == ["0005", "0004", "0003", "0002", "0001"]
     assert stored(database) == before
 
 

@@ -79,7 +79,8 @@ class Shop:
         """Return what the next start of the engine would have: nothing in memory."""
         return Programs(
             self.database, self.journal, Vault(bytes(32)), self.smith,
-            fingerprint=lambda: self.machine, clock=lambda: self.now_ms, **fields,
+            fingerprint=lambda kind: f"{self.machine}{' interpreter' * kind.hardened}",
+            clock=lambda: self.now_ms, **fields,
         )  # fmt: skip
 
     def stored(self) -> list[Any]:
@@ -115,7 +116,7 @@ def _fill(connection: Any) -> None:
 
 def test_a_javascript_program_is_always_at_hand() -> None:
     """It travels with its version: nothing is asked for it."""
-    programs = Programs(None, None, None, None, lambda: "", lambda: 0)  # type: ignore[arg-type]
+    programs = Programs(None, None, None, None, str, lambda: 0)  # type: ignore[arg-type]
 
     found = programs.at_hand(version(runtime=Runtime.JAVASCRIPT, program='{"main":"é"}'))
 
@@ -159,6 +160,45 @@ async def test_an_upload_is_at_hand_and_stored_without_compiling_twice(shop: Sho
     assert shop.programs.at_hand(version()) == b"uploaded"
     assert await shop.again().program(version()) == b"uploaded"
     assert shop.smith.asked == []
+
+
+async def test_each_kind_of_cell_has_a_program_of_its_own(shop: Shop) -> None:
+    """Compiled for it at the first run there, in a cell of that kind, and both stored and kept."""
+    shop.smith.gate = asyncio.Event()
+    ways = (False, True, False, True)
+    asked = [
+        asyncio.create_task(shop.programs.program(version(), hardened=hardened))
+        for hardened in ways
+    ]
+    await asyncio.sleep(0)
+    shop.smith.gate.set()
+
+    programs = [await one for one in asked]
+
+    assert programs[:2] == programs[2:]
+    assert len(set(programs)) == 2
+    assert sorted(recipe.kind.hardened for recipe in shop.smith.asked) == [False, True]
+    assert {row.fingerprint for row in shop.stored()} == {
+        shop.machine, f"{shop.machine} interpreter",
+    }  # fmt: skip
+    restarted = shop.again()
+    for hardened, program in zip(ways, programs, strict=True):
+        assert shop.programs.at_hand(version(), hardened=hardened) == program
+        assert await restarted.program(version(), hardened=hardened) == program
+
+
+async def test_what_one_kind_of_cell_cannot_compile_the_other_may(shop: Shop) -> None:
+    """A failure is remembered for a while: of the kind that it was."""
+    shop.smith.failure = CompileFailed("too large", file="", line=0, column=0)
+    with pytest.raises(NotBuilt):
+        await shop.programs.program(version(), hardened=True)
+    shop.smith.failure = None
+
+    standard = await shop.programs.program(version())
+
+    assert standard.startswith(b"compiled")
+    with pytest.raises(NotBuilt):
+        await shop.programs.program(version(), hardened=True)
 
 
 @pytest.mark.parametrize("at", [0, 1, 20, -1])
@@ -432,7 +472,7 @@ async def test_an_answer_without_a_kind_is_not_believed() -> None:
     """A cell is a stranger."""
     cell = Cell(LOAD=b'{"handlers":["default"],"kind":"component"}')
 
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(CompileFailed, match="no proper answer"):
         await builder(cell).build(recipe())
 
 

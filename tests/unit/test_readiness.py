@@ -159,7 +159,7 @@ async def test_a_commit_that_the_database_refused_makes_it_unready_until_it_take
 ) -> None:
     """The check tries itself: an unready node may get nothing else to write."""
     commit = Commit()
-    commit.insert(projects, ("prj_1", "one", 1))
+    commit.insert(projects, ("prj_1", "one", 1, "standard", "{}"))
     working = readiness(database, journal, time)
 
     async with taking_nothing(database, journal) as reason:
@@ -199,7 +199,7 @@ async def test_a_bad_row_does_not_make_it_unready(
     """The database is well; whoever sent the row is told."""
     for _ in range(2):
         commit = Commit()
-        commit.insert(projects, ("prj_1", "one", 1))
+        commit.insert(projects, ("prj_1", "one", 1, "standard", "{}"))
         try:
             await journal.commit(commit)
         except StoreFailed:

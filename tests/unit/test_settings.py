@@ -26,7 +26,7 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.database() == f"sqlite:///{Path('cloudcode-data').resolve() / 'engine.db'}"
     assert settings.admin_key is None
     assert settings.master_key is None
-    assert settings.egress_allow == ()
+    assert settings.egress_allow == settings.egress_deny == settings.egress_nat64 == ()
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -74,6 +74,17 @@ def test_networks_are_a_list_with_commas(
     assert Settings().egress_allow == tuple(ip_network(network) for network in networks)
 
 
+def test_what_is_closed_and_what_leads_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and hosts in one list, as an operator thinks of them; prefixes of NAT64."""
+    monkeypatch.setenv("CLOUDCODE_EGRESS_DENY", "8.8.8.0/24, *.corp.example, db:5432")
+    monkeypatch.setenv("CLOUDCODE_EGRESS_NAT64", "2001:67c:2b0:db32::/96")
+
+    settings = Settings()
+
+    assert settings.egress_deny == ("8.8.8.0/24", "*.corp.example", "db:5432")
+    assert settings.egress_nat64 == (ip_network("2001:67c:2b0:db32::/96"),)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -82,6 +93,10 @@ def test_networks_are_a_list_with_commas(
         ("port", "http"),
         ("egress_allow", "10.0.0.1/8"),  # host bits set: which network was meant?
         ("egress_allow", "example.com"),
+        ("egress_deny", "10.0.0.1/8"),
+        ("egress_deny", "https://example.com/"),
+        ("egress_nat64", "2001:67c:2b0::/90"),  # no length that RFC 6052 knows
+        ("egress_nat64", "10.0.0.0/8"),
         ("isolation_required", "none"),
         ("warm_cells", "-1"),
         ("warm_cells", "65"),

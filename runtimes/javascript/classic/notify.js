@@ -39,7 +39,7 @@ function callLater(run, args, callback, answerOf) {
 // Like an answer of the engine, an error never comes before the call has returned.
 function failLater(run, what, callback, error) {
   if (run === null) throw error; // the file is being loaded
-  apply(then, PromiseOf.resolve(), [() => guarded(run, () => tellFailure(what, callback, error))]);
+  apply(then, promiseOf(), [() => guarded(run, () => tellFailure(what, callback, error))]);
 }
 
 function tellFailure(what, callback, error) {

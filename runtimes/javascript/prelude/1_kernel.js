@@ -14,6 +14,7 @@ const { defineProperty, setPrototypeOf, freeze, keys: keysOf, create } = Object;
 const { isArray } = Array;
 const PromiseOf = Promise;
 const then = Promise.prototype.then;
+const promiseOf = Promise.resolve.bind(Promise);
 const wellFormed = Function.prototype.call.bind(String.prototype.toWellFormed);
 const indexOf = Function.prototype.call.bind(String.prototype.indexOf);
 const charCodeAt = Function.prototype.call.bind(String.prototype.charCodeAt);
@@ -34,6 +35,7 @@ let finished = list(); // runs that ended in this step: the current one, or one 
 let current = null; // the run whose code is on the stack, or whose microtasks are being drained
 const STEP_UNITS_MAX = 4 * 1024 * 1024; // of host calls in one step: they cross in one frame
 let stepUnits = 0;
+const CALLS_MAX = 1001; // of one run: the engine ends it with the 1001st
 let outbox = list(); // JSON texts of messages out
 let loadLog = list(); // what the guest logs while its file is evaluated, before any run
 const NO_LOG = freeze([]); // until a run says something
@@ -43,8 +45,9 @@ const runs = create(null);
 // runs after every microtask that is pending now. Two microseconds, where a call from Python is 80.
 const waker = new Int32Array(new SharedArrayBuffer(4));
 function macrotask(work) {
-  const waiter = waitAsync(waker, 0, 0);
-  apply(then, waiter.value, [work]);
+  const { value: woken } = waitAsync(waker, 0, 0);
+  setPrototypeOf(woken, null); // else `then` asks the guest's Promise.prototype.constructor what to make
+  apply(then, woken, [work]);
   notify(waker, 0, 1);
 }
 
@@ -62,15 +65,15 @@ function pump() {
 }
 
 function take() {
-  const text = "[" + joinTexts(outbox) + "]";
+  const text = "[" + joinTexts(outbox, ",\n") + "]"; // a line each: the engine reads one at a time
   outbox = list();
   stepUnits = 0;
   return text;
 }
 
-function joinTexts(texts) {
+function joinTexts(texts, between) {
   let joined = "";
-  for (let i = 0; i < texts.length; i++) joined += i === 0 ? texts[i] : "," + texts[i];
+  for (let i = 0; i < texts.length; i++) joined += i === 0 ? texts[i] : between + texts[i];
   return joined;
 }
 
@@ -140,7 +143,7 @@ function finish(run) {
   sharedMark[1] = run.id;
   const done = doneText(run); // guest code still: toJSON, getters
   if (run.log.length > 0 || run.dropped > 0) {
-    put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "]," + run.dropped + "]");
+    put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log, ",") + "]," + run.dropped + "]");
   }
   put(outbox, done);
   delete runs[run.id];
@@ -222,6 +225,7 @@ function hostCall(run, operation, args, resolve, reject) {
   const text = jsonText(args, operation + ": the argument");
   stepUnits += text.length;
   if (stepUnits > STEP_UNITS_MAX) throw new RangeError("too much at once: more than 4 MiB of host calls that nobody awaited");
+  if (run.callCount >= CALLS_MAX) throw new RangeError("too many host calls in one run");
   const call = ++run.callCount;
   run.calls ??= create(null);
   run.calls[call] = { resolve, reject };
@@ -255,7 +259,7 @@ function ask(run, operation, args) {
 
 function flushLog(run) {
   if (run.log.length === 0) return;
-  put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log) + "],0]");
+  put(outbox, "[" + LOG + "," + run.id + ",[" + joinTexts(run.log, ",") + "],0]");
   run.log = NO_LOG;
 }
 

@@ -38,6 +38,7 @@ globalThis.performance = { now: () => (current === null ? 0 : current.now - curr
 delete globalThis.Temporal; // Temporal.Now reads the real clock
 delete Atomics.wait; // would block the isolate's only thread
 delete Atomics.waitAsync;
+delete globalThis.FinalizationRegistry; // its callbacks run when the collector likes: between runs, on nobody's account
 
 // xoshiro128** (Blackman and Vigna), seeded by splitmix32 over the run's 64-bit seed.
 function seeded(seedHex) {
@@ -120,5 +121,5 @@ globalThis.clearTimeout = clearTimer;
 globalThis.clearInterval = clearTimer;
 globalThis.queueMicrotask = (work) => {
   const run = current;
-  apply(then, PromiseOf.resolve(), [() => (run === null ? work() : guarded(run, work))]);
+  apply(then, promiseOf(), [() => (run === null ? work() : guarded(run, work))]);
 };

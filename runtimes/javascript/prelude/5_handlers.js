@@ -35,12 +35,20 @@ function ready() {
   else findClassicHandlers();
   const log = loadLog;
   loadLog = list();
-  return stringify({ handlers: keysOf(handlers), log });
+  return '{"handlers":[' + joinTexts(quoted(keysOf(handlers)), ",") + '],"log":[' + joinTexts(quoted(log), ",") + "]}";
+}
+
+// Each text alone: of arrays and objects JSON.stringify asks the guest's `toJSON`.
+function quoted(texts) {
+  const done = list();
+  for (let i = 0; i < texts.length; i++) put(done, stringify(texts[i]));
+  return done;
 }
 
 function findModuleHandlers(exported) {
   const standard = exported.default;
-  for (const name of MODULE_HANDLERS) {
+  for (let i = 0; i < MODULE_HANDLERS.length; i++) {
+    const name = MODULE_HANDLERS[i];
     const holder = standard !== null && typeof standard === "object" && typeof standard[name] === "function" ? standard : exported;
     const handler = holder[name];
     if (typeof handler === "function") handlers[name] = (input) => invokeModule(holder, handler, name, input);
@@ -50,7 +58,8 @@ function findModuleHandlers(exported) {
 
 function findClassicHandlers() {
   const common = globalThis.module?.exports ?? {}; // TypeScript and CommonJS output
-  for (const name of CLASSIC_HANDLERS) {
+  for (let i = 0; i < CLASSIC_HANDLERS.length; i++) {
+    const name = CLASSIC_HANDLERS[i];
     const handler = classicGlobal(name) ?? common[name];
     if (typeof handler === "function") handlers[name] = (input) => invokeClassic(handler, input);
   }
@@ -85,7 +94,7 @@ function invokeModule(holder, handler, name, input) {
     const wire = { status: value.status, headers: [...value.headers], ...Body.wire(value) };
     return end(run, true, wire);
   };
-  apply(then, PromiseOf.resolve(returned), [(value) => guarded(run, conclude, value), (error) => end(run, false, error)]);
+  apply(then, promiseOf(returned), [(value) => guarded(run, conclude, value), (error) => end(run, false, error)]);
 }
 
 function requestOf(input) {
@@ -125,7 +134,7 @@ function batchOf(input) {
 }
 
 function contextOf(run) {
-  const [executionId, functionVersion, attempt, deadline, rootId, depth] = run.context;
+  const { 0: executionId, 1: functionVersion, 2: attempt, 3: deadline, 4: rootId, 5: depth } = run.context;
   return {
     executionId, functionVersion, attempt, deadline, rootId, depth, dryRun: false,
     progress: (value, message) => ask(run, "job.progress", { value, message }),
@@ -134,7 +143,7 @@ function contextOf(run) {
       const settled = () => {
         if (--run.waiting === 0 && run.ended) put(finished, run);
       };
-      apply(then, PromiseOf.resolve(promise), [settled, (error) => {
+      apply(then, promiseOf(promise), [settled, (error) => {
         logLine("error", ["waitUntil:", error]);
         settled();
       }]);

@@ -1,2 +1,2 @@
-// expect: cpu_exceeded cpu_ms
+// expect: host_calls_exceeded host_calls
 export default function () { for (;;) setTimeout(() => {}, 1); }

@@ -80,6 +80,7 @@ class StandIn(HttpProvider):
             "answers 404": answers(404, b"nothing here"),
             "answers 413": answers(413, b"too much"),
             "answers 422": answers(422, b"what is a door?"),
+            "answers 508": answers(508, b"a loop"),
             "answers 410": answers(410, b"moved out"),
             "a message of more than 256 KiB": huge,
         }

@@ -22,6 +22,7 @@ def upgrade() -> None:
     op.add_column("api_keys", sa.Column("requests_per_minute", sa.Integer(), nullable=True))
     op.add_column("run_queue", sa.Column("path", sa.Text(), nullable=True))
     op.add_column("run_queue", sa.Column("budget", sa.Integer(), nullable=True))
+    op.add_column("deliveries", sa.Column("via", sa.Text(), nullable=True))
     op.add_column("dead_letters", sa.Column("breaker_id", sa.Text(), nullable=True))
     op.create_index(
         "ix_dead_letters_breaker",
@@ -34,7 +35,7 @@ def upgrade() -> None:
         "usage",
         sa.Column("project_id", sa.Text(), nullable=False),
         sa.Column("period", sa.Text(), nullable=False),
-        sa.Column("cpu_ms", sa.BigInteger(), nullable=False),
+        sa.Column("cpu_us", sa.BigInteger(), nullable=False),
         sa.Column("runs", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("project_id", "period", name=op.f("pk_usage")),
     )
@@ -59,7 +60,9 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_breakers")),
-        sa.UniqueConstraint("version_id", "device_id", name=op.f("uq_breakers_version_id_device_id")),
+        sa.UniqueConstraint(
+            "version_id", "device_id", name=op.f("uq_breakers_version_id_device_id")
+        ),
     )
     op.create_index(op.f("ix_breakers_project_id_id"), "breakers", ["project_id", "id"])
 
@@ -70,6 +73,7 @@ def downgrade() -> None:
     op.drop_table("usage")
     op.drop_index("ix_dead_letters_breaker", table_name="dead_letters")
     op.drop_column("dead_letters", "breaker_id")
+    op.drop_column("deliveries", "via")
     op.drop_column("run_queue", "budget")
     op.drop_column("run_queue", "path")
     op.drop_column("api_keys", "requests_per_minute")

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { const all = []; all.push(all, all); all.flat(Infinity); }

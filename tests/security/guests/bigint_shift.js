@@ -1,0 +1,2 @@
+// expect: failed
+function main() { return 1n << (1n << 40n); }

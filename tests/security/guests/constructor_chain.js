@@ -1,0 +1,2 @@
+// expect: failed
+function main(p, cb) { cb(null, this.constructor.constructor("return process")().env); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { throw Symbol("x"); }

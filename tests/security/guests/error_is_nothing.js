@@ -1,0 +1,2 @@
+// expect: failed
+export default () => Promise.reject();

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { const { proxy, revoke } = Proxy.revocable({}, {}); revoke(); throw proxy; }

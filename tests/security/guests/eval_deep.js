@@ -1,0 +1,2 @@
+// expect: failed
+function main() { (0, eval)("(".repeat(2e5)); }

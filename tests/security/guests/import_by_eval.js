@@ -1,0 +1,2 @@
+// expect: failed
+export default () => (0, eval)("import('fs')");

@@ -1,0 +1,3 @@
+// expect: refused
+import fs from "fs";
+export default () => fs.readFileSync("/etc/passwd");

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { JSON.stringify({}, () => ({ a: {} })); }

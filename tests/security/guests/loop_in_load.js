@@ -1,0 +1,3 @@
+// expect: refused
+for (;;);
+function main() {}

@@ -1,0 +1,3 @@
+// expect: refused
+class Sensor { static { for (;;); } }
+export default () => new Sensor();

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { return Math.max(...new Array(5e6)); }

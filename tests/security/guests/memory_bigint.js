@@ -1,0 +1,2 @@
+// expect: memory_exceeded memory_mb limits=cpu_ms=2000,memory_mb=16
+function main() { const kept = []; for (let i = 1n; ; i++) kept.push((i << 1000000n) + i); }

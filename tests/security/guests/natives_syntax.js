@@ -1,0 +1,2 @@
+// expect: failed
+function main() { return (0, eval)("%DebugPrint(1)"); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { return "".padStart(2 ** 30, "ab"); }

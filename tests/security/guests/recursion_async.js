@@ -1,0 +1,2 @@
+// expect: cpu_exceeded cpu_ms limits=cpu_ms=50
+export default async function () { const again = async () => { await again(); }; for (;;) await again().catch(() => {}); }

@@ -1,0 +1,2 @@
+// expect: failed
+function main() { const o = { set x(v) { this.x = v; } }; o.x = 1; }

@@ -1,0 +1,2 @@
+// expect: cpu_exceeded cpu_ms limits=cpu_ms=50
+export default async function () { const again = { then(resolve) { resolve(again); } }; await again; }

@@ -1,0 +1,2 @@
+// expect: failed
+export default () => ({ get then() { throw new Error("no then"); } });

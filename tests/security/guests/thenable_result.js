@@ -1,0 +1,3 @@
+// expect: cpu_exceeded cpu_ms limits=cpu_ms=50
+const again = { then(resolve) { resolve(again); } };
+export default () => again;

@@ -1,0 +1,3 @@
+// expect: refused
+await new Promise(() => {});
+export default () => 1;
