@@ -122,7 +122,8 @@ def split_denied(entries: Sequence[str]) -> tuple[tuple[Network, ...], tuple[str
     """Return the networks and the hosts among what an operator has closed.
 
     Raises:
-        Invalid: an entry is neither an address, a network nor a host.
+        Invalid: an entry is neither an address, a network nor a host; or it is an address in
+            another spelling, or with a port, which would close only what is spelled like it.
     """
     networks: list[Network] = []
     hosts: list[str] = []
@@ -132,8 +133,21 @@ def split_denied(entries: Sequence[str]) -> tuple[tuple[Network, ...], tuple[str
         except ValueError:
             if "/" in entry:
                 raise Invalid(f"{entry!r} is no network; write 10.0.0.0/8", "") from None
+            if _looks_like_address(entry):
+                raise Invalid(
+                    f"{entry!r} is no host; write the address alone, without a port, as "
+                    "10.0.0.1 or fd00::1: all its ports are closed, however it is reached",
+                    "",
+                ) from None
             hosts.append(entry)
     return tuple(networks), check_allowed_hosts(hosts, "")
+
+
+def _looks_like_address(entry: str) -> bool:
+    """Say whether this is a numeric address, if anything: `[...]`, or a last label of digits."""
+    host = entry.partition(":")[0].rstrip(".")
+    label = host.rpartition(".")[2].lower()
+    return entry.startswith("[") or label.isdigit() or label.startswith("0x")
 
 
 def refusal(address: Address, reach: Reach) -> str | None:

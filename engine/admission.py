@@ -66,10 +66,18 @@ class Admission:
 
     def overdue(self, now_ns: int) -> list[Run]:
         """Take out calls that have waited too long; each has its `refused`."""
-        late = self.shares.overdue(now_ns) if self.shares.waiting_count else []
+        if not self.shares.waiting_count:
+            return []
+        self.release_soon()  # a net: whoever waits is looked at, even if no run's end says so
+        late = self.shares.overdue(now_ns)
         for run in late:
             run.refused = self.refusal(run) or self._no_room(run.version.project_id)
         return late
+
+    def lifted(self) -> None:
+        """Projects that were held back may run again."""
+        self.shares.recheck()
+        self.release_soon()
 
     def release_soon(self) -> None:
         """Look who may go in: there is room, or an allowance has changed."""
@@ -84,10 +92,10 @@ class Admission:
             return {(limit,): float(count) for limit, count in self._refused.items()}
 
         def waiting() -> Samples:
-            return {(of,): float(count) for of, count in self.shares.waiting().items()}
+            return {(): float(self.shares.waiting_count)}
 
         def spent() -> Samples:
-            return {(of,): spent_ns / 1e9 for of, spent_ns in self.usage.spent_ns().items()}
+            return {(): self.usage.spent_ns() / 1e9}
 
         return {
             "cloudcode_quota_refused_total": refused,

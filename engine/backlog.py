@@ -23,6 +23,7 @@ from engine.changes import Changes
 from engine.clock import Clock
 from engine.errors import EngineError, NotFound
 from engine.events import joined_values, write_input
+from engine.fair_share import OUTSIDE
 from engine.flow import OrderKey, order_key
 from engine.policies import read_queued
 from engine.quotas import CAUSAL_BUDGET
@@ -39,6 +40,7 @@ from runtimes.contract import GuestError, Outcome
 CLAIM_ROWS: Final = 512  # of one transaction
 HELD_BYTES_MAX: Final = 256 * 1024 * 1024  # of inputs; beyond it next to nothing is claimed
 PROJECT_BYTES_MAX: Final = HELD_BYTES_MAX // 4  # of one project's: none fills it for the others
+LET_GO_ROWS: Final = 100  # that are given back in one go, while nothing else runs
 SPARE_ROWS: Final = 8  # that a project without any here may claim even then
 POLL_S: Final = 1.0
 POLL_S_MAX: Final = 5.0
@@ -206,7 +208,8 @@ class Backlog:
         project_id = run.project_id
         if not self._forget(run):
             return
-        self._changed(project_id, -1)
+        if not (run.stays or run.retried):
+            self._changed(project_id, -1)
         if run.policy.order and run.lane is not None:
             self._next_of(run.lane, run)
         if project_id in self._wanted and self._shares[project_id] < self._window // 2:
@@ -399,12 +402,57 @@ class Backlog:
             self._look.clear()
 
     async def _poll(self) -> None:
+        await self._let_go()
         now_ms = self._clock()
         for due in await self._database.read(store.soonest):
             ticket = Ticket(due.project_id, due.priority)
             if due.due_ms < now_ms - OVERDUE_MS:
                 self.take_ticket(ticket)
             self.wake(due.project_id, due.priority, due.due_ms)
+
+    async def _let_go(self) -> None:
+        """Give back what waits here of projects that may not run for now: others need the room.
+
+        What is in a cell, or was in one that died, or is somebody's trial, stays.
+        """
+        gone: list[str] = []
+        for line in self._chains.values():  # first what waits for the one at work in its lane
+            if line and line[0].project_id in self._held_back:
+                for run in line:
+                    run.owner = None
+                    self._forget(run)
+                gone += [run.execution_id for run in line]
+                line.clear()
+        known = (*self._batches.at_work(), *self._held.values())
+        waiting = [run for run in known if self._may_go(run)]
+        while gone or waiting:
+            some, waiting = waiting[:LET_GO_ROWS], waiting[LET_GO_ROWS:]
+            for run in some:
+                if self._may_go(run):  # it has not begun meanwhile
+                    gone += self._let_one_go(run)
+            for at in range(0, len(gone), CLAIM_ROWS):
+                await self._give_back(gone[at : at + CLAIM_ROWS])
+            gone = []
+
+    def _may_go(self, run: Run) -> bool:
+        is_batch_or_no_message = run.messages or run.handler != "queue"
+        return bool(
+            run.project_id in self._held_back
+            and run.charged_ns == OUTSIDE
+            and not (run.started_ns or run.losses or run.trial or run.outcome)
+            and (is_batch_or_no_message or self._batches.has(run.execution_id))
+        )
+
+    def _let_one_go(self, run: Run) -> list[str]:
+        """Take a run, or a batch, that waits from the desk; return the ids of its rows."""
+        rows = run.messages or (run,)
+        for row in rows:
+            row.owner, row.stays = None, True
+        self._stop(run)
+        for row in rows:
+            if row.execution_id in self._held:  # the desk does not have it: the guard does
+                row.owner, row.stays = self._journal.node_id, False
+        return [row.execution_id for row in rows if row.stays]
 
     async def _audit(self) -> None:
         """Compare what is here with what the store says is here; what differs twice is mended.

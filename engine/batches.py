@@ -87,6 +87,14 @@ class Batches:
         begun = [batch for batch in self._at_work.values() if batch.started_ns]
         return [message.execution_id for batch in begun for message in batch.messages]
 
+    def at_work(self) -> list[Run]:
+        """Return the batches that were sent and have not ended."""
+        return list(self._at_work.values())
+
+    def has(self, run_id: str) -> bool:
+        """Say whether a message waits here for others."""
+        return run_id in self._key_of
+
     def discard(self, run_id: str) -> bool:
         """Forget a message that waits here; return whether it did."""
         key = self._key_of.pop(run_id, None)

@@ -19,9 +19,12 @@ BUCKET_MS: Final = 10_000
 STREAK_MS: Final = 600_000  # a device that has not failed for so long starts anew
 OPEN_MS: Final = 30_000
 OPEN_MS_MAX: Final = 15 * 60_000
+AHEAD_MS_MAX: Final = OPEN_MS_MAX + 15 * 60_000  # beyond it an end was set by a clock gone wrong
 LOOK_MS: Final = 10_000  # how often it is asked whether a trial is over that takes long
 VERSIONS_MAX: Final = 1_000  # with recent failures, in memory; the oldest is forgotten first
-DEVICES_MAX: Final = 1_000  # ... of each
+PROJECT_VERSIONS_MAX: Final = 100  # ... of one project, so that none makes others' be forgotten
+DEVICES_MAX: Final = 1_000  # with recent failures, of each version
+STREAKS_MAX: Final = 20_000  # ... of all versions together
 WELL_DEVICES: Final = 2  # two are enough to know of any device whether another one does well
 BLURRED_CHARS: Final = 300
 
@@ -52,6 +55,11 @@ def open_ms(openings: int) -> int:
     """Return how long a breaker stays open that has opened so often in a row, from 1."""
     assert openings >= 1
     return min(OPEN_MS_MAX, OPEN_MS << min(openings - 1, 10))
+
+
+def is_due(until_ms: int, now_ms: int) -> bool:
+    """Say whether a run may be let through: also when the clock was set back since `until_ms`."""
+    return until_ms <= now_ms or until_ms > now_ms + AHEAD_MS_MAX
 
 
 def look_again_ms(until_ms: int, now_ms: int) -> int:
@@ -85,6 +93,7 @@ def fingerprint(outcome: Outcome, name: str, message: str) -> str:
 class Failure:
     """One run that failed; `device_id` is empty unless a device's event caused it."""
 
+    project_id: str
     version_id: str
     device_id: str
     outcome: Outcome
@@ -102,7 +111,7 @@ class Opening:
 
 @dataclass(slots=True)
 class _Streak:
-    fingerprint: str
+    failure: int  # the hash of its fingerprint: there may be many, and a text is long
     count: int
     last_ms: int
 
@@ -111,6 +120,7 @@ class _Streak:
 class _Window:
     """What a version did of late."""
 
+    project_id: str
     failed_ms: int = 0  # the last time
     streaks: "OrderedDict[str, _Streak]" = field(default_factory=OrderedDict)  # by device
     well: dict[str, int] = field(default_factory=dict)  # when it last succeeded, by device
@@ -153,7 +163,7 @@ class Windows:
     """What versions did of late on this node; only those that have failed have a window."""
 
     def __init__(self) -> None:
-        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self._windows: OrderedDict[str, _Window] = OrderedDict()  # the last to have failed is last
 
     def __contains__(self, version_id: str) -> bool:
         return version_id in self._windows
@@ -181,10 +191,11 @@ class Windows:
 
     def failed(self, failure: Failure, now_ms: int) -> Opening | None:
         """Count a failure; return what it opens, if it was the last that was missing."""
-        window = self._windows.setdefault(failure.version_id, _Window())
+        window = self._windows.get(failure.version_id)
+        if window is None:
+            self._make_room(failure.project_id, now_ms)
+            window = self._windows[failure.version_id] = _Window(failure.project_id)
         self._windows.move_to_end(failure.version_id)
-        if len(self._windows) > VERSIONS_MAX:
-            self._windows.popitem(last=False)
         window.failed_ms = now_ms
         window.count(now_ms)
         window.well.pop(failure.device_id, None)
@@ -192,25 +203,53 @@ class Windows:
             window.kills.append((now_ms, failure.device_id))
         while window.kills and now_ms - window.kills[0][0] > WINDOW_MS:
             window.kills.popleft()
-        if failure.device_id and (opening := _of_device(window, failure, now_ms)):
-            return opening
+        if failure.device_id:
+            if failure.device_id not in window.streaks:
+                self._forget_streaks(window, now_ms)
+            if opening := _of_device(window, failure, now_ms):
+                return opening
         if failure.has_killed:
             return _of_version(window)
         return None
 
+    def _make_room(self, project_id: str, now_ms: int) -> None:
+        """Let one more version of a project fail: what has gone by is forgotten, then what must."""
+        while self._windows:
+            oldest_id, oldest = next(iter(self._windows.items()))
+            if now_ms - oldest.failed_ms <= STREAK_MS:
+                break
+            del self._windows[oldest_id]
+        of_project = [of for of, one in self._windows.items() if one.project_id == project_id]
+        if len(of_project) >= PROJECT_VERSIONS_MAX:
+            self._forget_oldest(of_project)
+        elif len(self._windows) >= VERSIONS_MAX:
+            self._forget_oldest(list(self._windows))
+
+    def _forget_oldest(self, version_ids: list[str]) -> None:
+        """Forget the oldest, one that has killed nothing if there is any."""
+        harmless = (of for of in version_ids if not self._windows[of].kills)
+        del self._windows[next(harmless, version_ids[0])]
+
+    def _forget_streaks(self, window: _Window, now_ms: int) -> None:
+        """Make room for one more device: of the window, and of all of them."""
+        streaks = window.streaks
+        while streaks and now_ms - next(iter(streaks.values())).last_ms > STREAK_MS:
+            streaks.popitem(last=False)
+        if len(streaks) >= DEVICES_MAX:
+            streaks.popitem(last=False)
+        if sum(len(one.streaks) for one in self._windows.values()) < STREAKS_MAX:
+            return
+        most = max(self._windows.values(), key=lambda one: len(one.streaks)).streaks
+        for _ in range((len(most) + 1) // 2):  # so that it is long until the next time
+            most.popitem(last=False)
+
 
 def _of_device(window: _Window, failure: Failure, now_ms: int) -> Opening | None:
-    device_id = failure.device_id
+    device_id, kind = failure.device_id, hash(failure.fingerprint)
     streak = window.streaks.get(device_id)
-    if (
-        streak is None
-        or streak.fingerprint != failure.fingerprint
-        or now_ms - streak.last_ms > STREAK_MS
-    ):
-        streak = window.streaks[device_id] = _Streak(failure.fingerprint, 0, now_ms)
+    if streak is None or streak.failure != kind or now_ms - streak.last_ms > STREAK_MS:
+        streak = window.streaks[device_id] = _Streak(kind, 0, now_ms)
     window.streaks.move_to_end(device_id)
-    if len(window.streaks) > DEVICES_MAX:
-        window.streaks.popitem(last=False)
     streak.count += 1
     streak.last_ms = now_ms
     most = HARM_MAX if failure.outcome in HARMFUL else FAILURES_MAX

@@ -10,13 +10,14 @@ The table `breakers` is the truth; what is here of it is read anew after every c
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import structlog
 
 from engine.breaker_rules import (
+    OPEN_MS,
     TELLS_NOTHING,
     WELL,
     Failure,
@@ -26,10 +27,12 @@ from engine.breaker_rules import (
     Windows,
     after_trial,
     fingerprint,
+    is_due,
     look_again_ms,
     open_ms,
 )
 from engine.clock import Clock, iso
+from engine.ends import tell_end
 from engine.errors import EngineError
 from engine.ids import new_id
 from engine.run import Run
@@ -107,11 +110,13 @@ class Breakers:
         put_off: Callable[[Run, int], None],
         wake: Callable[[str, int, int], None],
         tell: Callable[[str, str], None],
+        exceeded: Container[str],
     ) -> None:
         """`settle` takes runs that end without having run; `put_off(run, due_ms)` gives one back.
 
         `wake` is told (project, priority, due) of free rows, `tell` (function's id, text) what
-        whoever watches the function shall read.
+        whoever watches the function shall read. `exceeded` has the projects that have used up
+        their CPU: nothing of theirs is tried.
         """
         self._database = database
         self._journal = journal
@@ -121,6 +126,7 @@ class Breakers:
         self._put_off = put_off
         self._wake = wake
         self._tell = tell
+        self._exceeded = exceeded
         self._windows = Windows()
         self._held: dict[str, dict[str, Breaker]] = {}  # by version, by device
         self._trying: set[str] = set()  # breakers whose trial this node has, or asks for
@@ -198,10 +204,12 @@ class Breakers:
         held = self._held.get(run.version.id)
         if held is None:
             return False
-        breaker = _breaker_of(run, held)
+        now_ms = self._clock()
+        breaker = _breaker_of(run, held, now_ms)
         if breaker is None:
             return False
-        if breaker.until_ms <= self._clock() and breaker.id not in self._trying:
+        may_try = not self._closing and run.project_id not in self._exceeded
+        if may_try and is_due(breaker.until_ms, now_ms) and breaker.id not in self._trying:
             self._trying.add(breaker.id)
             self._spawn(self._try(breaker, run))
         else:
@@ -213,12 +221,12 @@ class Breakers:
         if not run.queued:
             run.outcome = Outcome.SKIPPED
             run.refused = BreakerOpen(run, breaker, now_ms)
-            if run.on_end is not None:
-                run.on_end(run)
+            tell_end(run)
         elif breaker.device_id or run.schedule_id is not None:
             self._end(run, breaker, now_ms)
         else:
-            self._put_off(run, _next_ms(breaker, now_ms))
+            is_trial_off = is_due(breaker.until_ms, now_ms) and run.project_id in self._exceeded
+            self._put_off(run, now_ms + OPEN_MS if is_trial_off else _next_ms(breaker, now_ms))
 
     def _end(self, run: Run, breaker: Breaker, now_ms: int) -> None:
         run.outcome = Outcome.SKIPPED
@@ -246,15 +254,14 @@ class Breakers:
         try:
             claimed = await self._journal.run(store.begin_trial, breaker, now_ms, until_ms)
             await self.load(breaker.project_id)
-        except EngineError as error:
+        except Exception as error:  # noqa: BLE001 - of the store, or ours: the run must not be lost
             _log.warning("breaker_not_tried", breaker=breaker.id, error=str(error))
             self._trying.discard(breaker.id)
             self._hold(run, breaker)
             return
         except asyncio.CancelledError:
             run.outcome = Outcome.CANCELLED  # the process stops; a row is free in the store
-            if run.on_end is not None:
-                run.on_end(run)
+            tell_end(run)
             raise
         if claimed:
             run.trial = breaker.id
@@ -277,16 +284,17 @@ class Breakers:
             return
         if outcome in WELL:
             if version_id in self._windows:
-                self._windows.succeeded(version_id, _device_of(run), self._clock())
+                self._windows.succeeded(version_id, _device_of(run), _monotonic_ms())
             return
         failure = Failure(
+            project_id=run.project_id,
             version_id=version_id,
             device_id=_device_of(run),
             outcome=outcome,
             fingerprint=fingerprint(outcome, *_error_of(run)),
             has_killed=run.has_killed,
         )
-        opening = self._windows.failed(failure, self._clock())
+        opening = self._windows.failed(failure, _monotonic_ms())
         if opening is not None and run.version.live:
             self._spawn(self._open(run, opening))
 
@@ -336,6 +344,8 @@ class Breakers:
 
     async def _close(self, project_id: str, breaker_id: str, why: str) -> bool:
         known = self._known(breaker_id)
+        if known is not None and known.project_id != project_id:
+            return False  # another project's: to this one there is none
         if known is not None:  # before anybody can read that it is closed
             self._held[known.version_id].pop(known.device_id)
             if not self._held[known.version_id]:
@@ -402,16 +412,26 @@ def said(error: Mapping[str, Any]) -> str:
 
 def _next_ms(breaker: Breaker, now_ms: int) -> int:
     """Return when a run that is held now has its next chance."""
-    if breaker.until_ms <= now_ms:
+    if is_due(breaker.until_ms, now_ms):
         return now_ms + SOON_MS  # its trial is just being claimed
     if breaker.state == HALF_OPEN:
         return look_again_ms(breaker.until_ms, now_ms)
     return breaker.until_ms
 
 
-def _breaker_of(run: Run, held: Mapping[str, Breaker]) -> Breaker | None:
+def _breaker_of(run: Run, held: Mapping[str, Breaker], now_ms: int) -> Breaker | None:
+    """Return what holds the run: its device's, but no trial of that while the version is held."""
     device_id = _device_of(run)
-    return (held.get(device_id) if device_id else None) or held.get("")
+    own = held.get(device_id) if device_id else None
+    whole = held.get("")
+    if own is None or (whole is not None and is_due(own.until_ms, now_ms)):
+        return whole
+    return own
+
+
+def _monotonic_ms() -> int:
+    """Return the time for windows: a clock that is set must not open a breaker, or close one."""
+    return time.monotonic_ns() // 1_000_000
 
 
 def _device_of(run: Run) -> str:

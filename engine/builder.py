@@ -74,8 +74,10 @@ class Builder:
         self._cell_memory_mb = cell_memory_mb
         self._turns = _Turns()
 
-    async def build(self, recipe: Recipe) -> Built:
+    async def build(self, recipe: Recipe, *, is_asked: bool = False) -> Built:
         """Compile and load; see `programs.Builder`."""
+        if is_asked and self._usage is not None:
+            self._usage.check(recipe.project_id)
         if recipe.runtime is Runtime.JAVASCRIPT:
             return await self._build(recipe)
         async with self._turns.of(recipe.project_id):

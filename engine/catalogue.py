@@ -155,6 +155,10 @@ class Catalogue:
     def function(self, project_id: str, name: str) -> Function | None:
         return self._functions.get((project_id, name))
 
+    def function_names(self) -> set[str]:
+        """Return the names of all functions, of all projects."""
+        return {name for _, name in self._functions}
+
     def function_by_id(self, function_id: str) -> Function | None:
         return self._functions_by_id.get(function_id)
 

@@ -32,8 +32,8 @@ class CausalBudgetExceeded(HostCallRefused):
 
     code = "causal_budget_exceeded"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(used_up(path))
+    def __init__(self, path: str, share: int, used: int) -> None:
+        super().__init__(used_up(path, share, used))
 
 
 class CalledTooDeep(HostCallRefused):
@@ -87,14 +87,19 @@ class Share:
     path: str
     each: int  # the budget of each of them
     left: int
+    budget: int  # of the cause
+    used: int  # of it, so far
     stopped: str = ""  # why one was not triggered
 
     def take(self) -> bool:
         """Say whether one more run may be triggered."""
         if self.left <= 0:
-            self.stopped = self.stopped or f"triggers nothing: {used_up(self.path)}"
+            self.stopped = self.stopped or (
+                f"triggers nothing: {used_up(self.path, self.budget, self.used)}"
+            )
             return False
         self.left -= 1
+        self.used += 1
         return True
 
 
@@ -116,7 +121,7 @@ def share_of(budget: int, *, depth: int, path: str, called: int = 0, triggered: 
     left = min(triggered, budget - called) if depth <= TRIGGER_DEPTH_MAX else 0
     count = called + left
     each = (budget - count) // count if count else 0
-    share = Share(depth=depth, path=path, each=each, left=left)
+    share = Share(depth=depth, path=path, each=each, left=left, budget=budget, used=called)
     if depth > TRIGGER_DEPTH_MAX:
         share.stopped = (
             f"triggers nothing: {depth} functions deep, at most {TRIGGER_DEPTH_MAX} are: {path}"
@@ -143,11 +148,11 @@ def path_below(path: str, function: str) -> str:
     return _BELOW.join(names[-PATH_NAMES_MAX:])
 
 
-def used_up(path: str) -> str:
-    """Return what an author reads when a root event has caused enough."""
+def used_up(path: str, share: int, used: int) -> str:
+    """Return what an author reads when a run has caused enough."""
     return (
-        f"this event has caused as many runs as it may ({CAUSAL_BUDGET}, shared among what it "
-        f"causes): {path}"
+        f"one event may cause {CAUSAL_BUDGET} runs, and this run's share of them is {share}, of "
+        f"which {used} are used: {path}"
     )
 
 

@@ -22,6 +22,7 @@ from engine.batches import verdicts
 from engine.catalogue import Catalogue
 from engine.causality import Share, path_below, share_of
 from engine.clock import Clock
+from engine.ends import attempt, give_up, tell_end
 from engine.enqueue import Owner, as_declared, enqueue, row_of
 from engine.events import Accepted, Events, Match
 from engine.ids import new_id
@@ -114,6 +115,17 @@ class Settler:
         A call without effects has nothing to wait for: its caller is answered at once, its record
         follows within milliseconds. A queued run has: until its row is gone it is not over.
         """
+        step = partial(self._settle, run)
+        if attempt(step, "run_not_settled", run.execution_id):
+            return
+        give_up(run)
+        run.unstored = not run.queued and not run.messages
+        # A row must go, or come back later: as its policy says. If it cannot, it stays this
+        # node's until the audit gives it back.
+        if run.unstored or not attempt(step, "run_given_up", run.execution_id):
+            tell_end(run)
+
+    def _settle(self, run: Run) -> None:
         _explain(run)
         if run.messages:
             self._settle_messages(run)
@@ -165,15 +177,24 @@ class Settler:
         """
         rows = run.messages or (run,)
         ids = [row.execution_id for row in rows]
-        change = partial(put_off_runs, node_id=self._journal.node_id or "", ids=ids, due_ms=due_ms)
+        lane = run.lane if run.policy.order else None
+        change = partial(
+            put_off_runs, node_id=self._journal.node_id or "", ids=ids, due_ms=due_ms, lane=lane
+        )
 
         def done(_result: Any, error: BaseException | None) -> None:
             if error is not None:
                 _log.warning("runs_not_put_off", count=len(ids), error=str(error))
             self._wake(run.project_id, run.priority, due_ms)
-            _over(run)
+            for row in rows:
+                row.stays = True
+            run.retried = lane is not None  # it keeps its place: see `Backlog`
+            tell_end(run)
 
-        self._journal.submit(Commit(change=change, done=done))
+        commit = Commit(change=change, done=done)
+        if lane is not None:
+            commit.gather(LANES, lane)
+        self._journal.submit(commit)
 
     def _settle_messages(self, batch: Run) -> None:
         """Settle a batch of the `queue` handler: one record, and what becomes of each message."""
@@ -375,14 +396,18 @@ class Settler:
         delivery_ids: Iterable[str],
         woken: Iterable[tuple[str, int, int]] = (),
     ) -> None:
-        self._metrics.run_ended(run)
-        self._tails.report(run)
-        self._start(caused)
-        if delivery_ids:
-            self._notice(delivery_ids)
-        for project_id, priority, due_ms in woken:
-            self._wake(project_id, priority, due_ms)
-        _over(run)
+        def follow() -> None:
+            self._metrics.run_ended(run)
+            self._tails.report(run)
+            self._start(caused)
+            if delivery_ids:
+                self._notice(delivery_ids)
+            for project_id, priority, due_ms in woken:
+                self._wake(project_id, priority, due_ms)
+
+        # What it caused is on disk, where it is found without a word of ours.
+        attempt(follow, "end_not_followed", run.execution_id)
+        tell_end(run)
 
     def _unpark(self, connection: Connection, lanes: list[str]) -> list[tuple[str, int]]:
         return unpark(connection, sorted(set(lanes)), self._clock())
@@ -393,7 +418,8 @@ class Settler:
 
     def _lost(self, run: Run) -> None:
         """Somebody else has the run, or it was cancelled: nothing of what it did here counts."""
-        _log.info("run_not_ours", execution_id=run.execution_id)
+        if not any(row.stays for row in run.messages or (run,)):  # else we have given it back
+            _log.info("run_not_ours", execution_id=run.execution_id)
         run.retried = False
         node_id = self._journal.node_id
         ours = [message for message in run.messages if message.owner == node_id]
@@ -403,7 +429,7 @@ class Settler:
             free = partial(free_runs, node_id=node_id, ids=ids)
             woken = (run.project_id, run.priority, 0)
             self._journal.submit(Commit(change=free, done=lambda *_: self._wake(*woken)))
-        _over(run)
+        tell_end(run)
 
     def _fail(self, run: Run, cause: BaseException) -> None:
         """End an attempt without the effects that the database never takes, as its policy says."""
@@ -424,25 +450,17 @@ class Settler:
             self._fail(run, cause)
         elif run.queued and run.outcome is not None and (not run.started_ns or is_unfit(cause)):
             # It was not to run at all, only to end: skipped, or given up. Or it has failed.
-            run.retried = False
+            run.retried, run.log_dropped = False, 0  # its log tells of those already
             asyncio.get_running_loop().call_later(RETRY_S, self.settle, run)
         elif run.queued:
             run.start_again()
             run.retried = False
             run.outcome = None
             asyncio.get_running_loop().call_later(RETRY_S, self._start_again, run)
-        elif run.on_end is not None:
+        else:
             run.outcome, run.unstored = Outcome.FAILED, True
             run.error = GuestError(name=STORE_FAILED, message="the result could not be stored")
-            run.on_end(run)
-
-
-def _over(run: Run) -> None:
-    for message in run.messages:
-        if message.on_end is not None:
-            message.on_end(message)
-    if run.on_end is not None:
-        run.on_end(run)
+            tell_end(run)
 
 
 def _schedule_told(

@@ -10,7 +10,8 @@ run that finds the isolate idle leaves at once.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -20,10 +21,11 @@ from engine.admission import Admission
 from engine.batches import as_batch
 from engine.catalogue import Version
 from engine.clock import Clock
+from engine.ends import attempt, tell_end
 from engine.errors import EngineError
 from engine.messages import STOP_BYTES_MAX, TOLD_BYTES_MAX, Stop, clipped, read_stop
 from engine.run import Run
-from engine.runner import Broker, Runner, Suspect
+from engine.runner import INSTANCES_MAX, Broker, Runner, suspects_of
 from engine.store.database import StoreFailed
 from runtimes.contract import (
     MIB,
@@ -137,7 +139,7 @@ class Dispatcher:
     def _take(self, run: Run) -> None:
         if not run.queued and (error := self.admission.refusal(run)) is not None:
             run.refused = error
-            _tell(run)
+            tell_end(run)
             return
         if self.guard.holds(run):
             return
@@ -150,6 +152,10 @@ class Dispatcher:
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep)
 
+    def _count_out(self, run: Run) -> None:
+        self.inflight -= 1
+        self.admission.ended(run)
+
     def try_alone(self, run: Run) -> None:
         """Run it in a cell where nothing else is, whatever its version is held back for."""
         self._count_in()
@@ -157,17 +163,23 @@ class Dispatcher:
 
     def sift(self, version_id: str) -> None:
         """Ask the guard again about every run of a version that waits and has not begun."""
-        waiting = [run for run in self._suspects if run.version.id == version_id and not run.trial]
-        for run in waiting:
-            self._suspects.remove(run)
+        for run in tuple(self._suspects):
+            if run.version.id == version_id and not run.trial and self.guard.holds(run):
+                self._suspects.remove(run)
+                self._count_out(run)
         for house in tuple(self._houses.values()):
-            if not house.alone:  # else it is a suspect, or a trial
-                waiting += house.take_waiting(version_id)
-        waiting += self.admission.shares.take(version_id)  # in the order in which they came
-        for run in waiting:
-            self.inflight -= 1
-            self.admission.ended(run)
-            self._take(run)
+            if house.alone:  # it is a suspect, or a trial
+                continue
+            for run in house.take_waiting(version_id):
+                if self.guard.holds(run):
+                    self._count_out(run)
+                else:
+                    self.place(run)
+        for run in self.admission.shares.take(version_id):  # in the order in which they came
+            if self.guard.holds(run):
+                self._count_out(run)
+            elif self.admission.admit(run):
+                self.place(run)
 
     def place(self, run: Run) -> None:
         """Put a run that has not begun where its version runs now."""
@@ -222,9 +234,8 @@ class Dispatcher:
         run.ended_ns = time.monotonic_ns()
         if run.timers:
             run.stop_timers()
-        self.inflight -= 1
-        self.admission.ended(run)
-        self.finish(run)
+        self._count_out(run)
+        attempt(partial(self.finish, run), "run_not_finished", run.execution_id)
 
     def retire(self, version: Version) -> None:
         """The version is no longer live: its isolate goes as soon as nothing runs in it."""
@@ -233,11 +244,15 @@ class Dispatcher:
 
     def quarantined(self) -> dict[str, int]:
         """Return which versions have a cell of their own for having killed one: until when, ms."""
-        now_ms = self.clock()
-        return {version: until for version, until in self._quarantined.items() if until > now_ms}
+        return {of: until for of, until in self._quarantined.items() if self._is_apart(of)}
+
+    def _is_apart(self, version_id: str) -> bool:
+        """Say whether its time in quarantine lasts; a clock set back makes it no longer."""
+        left_ms = self._quarantined.get(version_id, 0) - self.clock()
+        return 0 < left_ms <= QUARANTINE_MS
 
     def quarantine(self, version: Version) -> None:
-        self._quarantined[version.id] = self.clock() + QUARANTINE_MS
+        self._quarantined = self.quarantined() | {version.id: self.clock() + QUARANTINE_MS}
 
     def rerun_alone(self, run: Run) -> None:
         """Start a run again in a cell where nothing else is: it may have killed the last one."""
@@ -280,21 +295,19 @@ class Dispatcher:
 
     def _runner(self, version: Version) -> "Runner":
         kind = self._kind(version)
-        quarantine = self._quarantine_key(version, kind)
-        until = self._quarantined.get(version.id)
-        if until is not None and until <= self.clock():
-            del self._quarantined[version.id]
-            until = None
-            alone = self._houses.get(quarantine)
+        is_apart = self._is_apart(version.id)
+        if not is_apart:
+            self._quarantined.pop(version.id, None)
+            alone = self._houses.get(f"quarantine:{kind}:{version.id}")
             if alone is not None and alone.idle:
                 alone.leave()
         own = f"{kind}:{version.project_id}"
-        key = own if until is None else quarantine
+        key = self._quarantine_key(version, kind) if is_apart else own
         house = self._houses.pop(key, None) or House(self, key, kind, version.project_id)
         self._houses[key] = house  # last: the most recently used
         self._evict()
         runner = house.runner(version)
-        if until is None:
+        if not is_apart:
             self._runners[version] = runner
         return runner
 
@@ -331,16 +344,10 @@ class Dispatcher:
         self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep) if busy else None
         now_ns = time.monotonic_ns()
         for house in tuple(self._houses.values()):
-            house.sweep(now_ns)
+            attempt(partial(house.sweep, now_ns), "house_not_swept", house.key)
         for run in self.admission.overdue(now_ns):
             self.inflight -= 1
-            _tell(run)
-
-
-def _tell(run: Run) -> None:
-    """Tell whoever waits for a call that it does not run: nothing of it is recorded."""
-    if run.on_end is not None:
-        run.on_end(run)
+            tell_end(run)  # that it does not run: nothing of it is recorded
 
 
 class House:
@@ -526,9 +533,11 @@ class House:
         assert self._cell is not None
         self._cell.send(ToCell.BATCH, isolate, batch)
 
-    def free_bytes(self) -> int:
-        held = sum(runner.held_bytes for runner in self._by_version.values())
-        return max(0, self.dispatcher.guests_bytes - held)
+    def instances_room(self, each_bytes: int) -> int:
+        runners = self._by_version.values()
+        free_bytes = self.dispatcher.guests_bytes - sum(runner.held_bytes for runner in runners)
+        free_count = INSTANCES_MAX - sum(runner.inside_count for runner in runners)
+        return max(0, min(free_bytes // each_bytes, free_count))
 
     def unload(self, runner: "Runner") -> None:
         self._by_version.pop(runner.version, None)
@@ -667,7 +676,7 @@ class House:
         if stop is not None and (stop[0].holds(stop[1].run) or stop[0] in unloaded):
             stop[0].stopped(stop[1], loading=stop[0] in unloaded)
         else:
-            suspects = _suspects(runners, death)
+            suspects = suspects_of(runners, death)
             if len(suspects) == 1:
                 suspects[0].runner.killed(suspects[0].run, death)
             elif suspects:
@@ -682,11 +691,3 @@ class House:
             runner.start_again()
         if self.alone and self.idle:
             self.leave()
-
-
-def _suspects(runners: Iterable[Runner], death: Death) -> list[Suspect]:
-    """Return the runs that may have killed a cell without a word."""
-    found = [suspect for runner in runners for suspect in runner.suspects()]
-    if death.lied and not found:  # it spoke when no batch was out
-        found = [suspect for runner in runners for suspect in runner.inside()]
-    return found

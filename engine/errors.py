@@ -55,7 +55,8 @@ class NotFound(EngineError):
     code = "not_found"
 
     def __init__(self, what: str, asked: str) -> None:
-        super().__init__(f"no {what} {asked!r} in this project")
+        where = "" if what == "project" else " in this project"
+        super().__init__(f"no {what} {asked!r}{where}")
 
 
 class Conflict(EngineError):

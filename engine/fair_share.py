@@ -8,8 +8,8 @@ project that waits the same, a run costs what its version's last runs took, and 
 Time and room are the caller's; nothing here knows a cell.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Container
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable
 from itertools import chain
 from typing import Final
 
@@ -18,6 +18,7 @@ from engine.run import Run
 
 RUNS_MAX: Final = 2_048  # in cells of this node at a time: one more waits for its turn
 FLOOR: Final = 8  # of one project that get in however full it is: nobody waits for a flood to end
+CALLS_IN_A_ROW: Final = 3  # then a queued run of the project has its turn
 CALLS_WAITING_MAX: Final = 1_000  # of one project, somebody waiting for each of their answers
 QUANTUM_NS: Final = 10_000_000  # of CPU that a project gets in a round
 DEBT_NS_MAX: Final = 60_000_000_000  # what is remembered of having used more than was expected
@@ -25,6 +26,7 @@ GUESS_NS: Final = 1_000_000  # what the first run of a version costs, until it h
 LINES_MAX: Final = 10_000  # projects; beyond it those that do nothing are forgotten
 VERSIONS_MAX: Final = 1_000  # of one project whose costs are remembered
 OVERDUE_EVERY_NS: Final = 100_000_000  # how often all waiting calls are looked at
+RECHECK_EVERY_NS: Final = 1_000_000_000  # how often all that is parked is looked at
 OUTSIDE: Final = -1  # `Run.charged_ns` of a run that is in no cell
 _STRAIGHT: Final = 0  # ... that did not have to wait
 
@@ -34,10 +36,10 @@ class _Line:
 
     __slots__ = (
         "calls",
+        "calls_in_a_row",
         "cost_ns",
         "deficit_ns",
         "inside_count",
-        "is_waiting",
         "left_at_round",
         "project_id",
         "queued",
@@ -48,7 +50,7 @@ class _Line:
         self.inside_count = 0
         self.calls: OrderedDict[Run, None] = OrderedDict()  # somebody waits for their answers
         self.queued: OrderedDict[Run, None] = OrderedDict()
-        self.is_waiting = False  # it takes part in the rounds
+        self.calls_in_a_row = 0
         self.deficit_ns = 0
         self.left_at_round = 0
         self.cost_ns: dict[str, int] = {}  # by version's id, of late
@@ -64,7 +66,10 @@ class _Line:
         self.cost_ns[version_id] = (3 * before_ns + used_ns) // 4
 
     def pop(self) -> Run:
-        return (self.calls or self.queued).popitem(last=False)[0]
+        """Take out the next: calls first, but a flood of them keeps no queued run waiting."""
+        is_call = bool(self.calls) and (not self.queued or self.calls_in_a_row < CALLS_IN_A_ROW)
+        self.calls_in_a_row = self.calls_in_a_row + 1 if is_call else 0
+        return (self.calls if is_call else self.queued).popitem(last=False)[0]
 
 
 class FairShare:
@@ -87,9 +92,13 @@ class FairShare:
         self._runs_max = runs_max
         self._floor = floor
         self._lines: dict[str, _Line] = {}
-        self._ring: deque[_Line] = deque()  # those with something waiting; whose turn it is first
+        # Those with something waiting: whose turn it is first; and, apart, those that may have
+        # none, so that they cost the others nothing: held back, or at their own concurrency.
+        self._ring: OrderedDict[str, _Line] = OrderedDict()
+        self._parked: dict[str, _Line] = {}
         self._rounds = 0
         self._looked_ns = 0
+        self._rechecked_ns = 0
         self.inside_count = 0
         self.waiting_count = 0
 
@@ -100,18 +109,18 @@ class FairShare:
 
     def waiting(self) -> dict[str, int]:
         """Return how many runs wait, by project."""
-        return {line.project_id: len(line.calls) + len(line.queued) for line in self._ring}
+        return {line.project_id: len(line.calls) + len(line.queued) for line in self._waiting()}
 
     def admit(self, run: Run) -> bool:
         """Count the run in if it may go to its cell now; else let it wait in its project's line."""
         project_id = run.version.project_id
         line = self._lines.get(project_id) or self._new_line(project_id)
-        if not line.is_waiting and self._may_enter(line):
+        if line.empty and self._may_enter(line):
             run.charged_ns = _STRAIGHT
             line.inside_count += 1
             self.inside_count += 1
             return True
-        if not line.is_waiting:
+        if line.empty:
             self._line_up(line)
         (line.queued if run.queued else line.calls)[run] = None
         self.waiting_count += 1
@@ -131,11 +140,18 @@ class FairShare:
         line = self._lines[run.version.project_id]
         line.inside_count -= 1
         self.inside_count -= 1
-        if charged_ns or self.waiting_count:  # nobody is owed what nobody has waited for
+        if charged_ns or self._ring:  # nobody is owed what nobody has waited for
             used_ns = run.spent_ns
             line.deficit_ns = max(-DEBT_NS_MAX, line.deficit_ns + charged_ns - used_ns)
             if run.started_ns:
                 line.learn(run.version.id, used_ns)
+        if line.project_id in self._parked and self._is_free(line):
+            self._line_up(line)
+
+    def recheck(self) -> None:
+        """Let those take part again that nothing of their own holds back any more."""
+        for line in [line for line in self._parked.values() if self._is_free(line)]:
+            self._line_up(line)
 
     def forget(self, run: Run) -> bool:
         """Take out a run that waits; return whether it did."""
@@ -148,15 +164,14 @@ class FairShare:
         del runs[run]
         self.waiting_count -= 1
         if line.empty:
-            self._ring.remove(line)
-            self._leave(line)
+            self._stand_aside(line)
         return True
 
     def take(self, version_id: str) -> list[Run]:
         """Take out, and return, those of a version that wait."""
         runs = [
             run
-            for line in self._ring
+            for line in self._waiting()
             for run in (*line.calls, *line.queued)
             if run.version.id == version_id
         ]
@@ -167,11 +182,12 @@ class FairShare:
     def release(self) -> list[Run]:
         """Count in, and return, those whose turn it is: as many as there is room for."""
         released: list[Run] = []
-        for line in tuple(self._ring):  # first those with next to nothing in cells
+        for line in tuple(self._ring.values()):  # first those with next to nothing in cells
             while line.inside_count < self._floor and not line.empty and self._may_enter(line):
                 released.append(self._enter(line))
+            self._takes_part(line)
         while self._ring and self._go_round(released):
-            ready = [line for line in self._ring if self._may_enter(line)]
+            ready = [line for line in self._ring.values() if self._may_enter(line)]
             if not ready:
                 break
             # As many rounds as bring somebody a turn, at once.
@@ -184,17 +200,13 @@ class FairShare:
     def _go_round(self, released: list[Run]) -> bool:
         """Let each project use up what it has; return whether all of them had their turn."""
         for _ in range(len(self._ring)):
-            line = self._ring[0]
+            line = next(iter(self._ring.values()))
             while line.deficit_ns > 0 and not line.empty and self._may_enter(line):
                 released.append(self._enter(line))
-            is_full = self.inside_count >= self._runs_max
-            if is_full and not line.empty and line.deficit_ns > 0 and self._is_free(line):
-                return False  # it is the node that has no room; this one's turn is not over
-            self._ring.popleft()
-            if line.empty:
-                self._leave(line)
-            else:
-                self._ring.append(line)
+            if self._takes_part(line):
+                if line.deficit_ns > 0 and self.inside_count >= self._runs_max:
+                    return False  # it is the node that has no room; this one's turn is not over
+                self._ring.move_to_end(line.project_id)
         return True
 
     def overdue(self, now_ns: int) -> list[Run]:
@@ -202,9 +214,12 @@ class FairShare:
         if now_ns - self._looked_ns < OVERDUE_EVERY_NS:
             return []
         self._looked_ns = now_ns
+        if now_ns - self._rechecked_ns >= RECHECK_EVERY_NS:
+            self._rechecked_ns = now_ns
+            self.recheck()  # an allowance may have changed
         late = [
             run
-            for line in self._ring
+            for line in self._waiting()
             for run in line.calls
             if now_ns - run.created_ns > run.limits.wall_ms * 1_000_000
         ]
@@ -214,7 +229,7 @@ class FairShare:
 
     def clear(self) -> list[Run]:
         """Take out, and return, all that waits."""
-        runs = list(chain.from_iterable((*line.calls, *line.queued) for line in self._ring))
+        runs = list(chain.from_iterable((*line.calls, *line.queued) for line in self._waiting()))
         for run in runs:
             self.forget(run)
         return runs
@@ -225,8 +240,10 @@ class FairShare:
 
     def _is_free(self, line: _Line) -> bool:
         """Say whether nothing of its own holds the project back."""
+        if line.project_id in self._held_back:
+            return False
         most = self._allowances(line.project_id).concurrency
-        return (line.inside_count < most or not most) and line.project_id not in self._held_back
+        return line.inside_count < most or not most
 
     def _enter(self, line: _Line) -> Run:
         run = line.pop()
@@ -238,22 +255,41 @@ class FairShare:
         self.inside_count += 1
         return run
 
-    def _line_up(self, line: _Line) -> None:
-        line.is_waiting = True
-        missed_ns = (self._rounds - line.left_at_round) * QUANTUM_NS
-        line.deficit_ns = min(0, line.deficit_ns + missed_ns)  # debts go by, savings are none
-        self._ring.append(line)
+    def _waiting(self) -> Iterable[_Line]:
+        return chain(self._ring.values(), self._parked.values())
 
-    def _leave(self, line: _Line) -> None:
-        """Nothing of it waits any more; `release` or `forget` has taken it out of the ring."""
-        line.is_waiting = False
-        line.deficit_ns = min(0, line.deficit_ns)
-        line.left_at_round = self._rounds
+    def _takes_part(self, line: _Line) -> bool:
+        """Say whether the line stays in the ring; if not, it has been taken out."""
+        if line.empty or not self._is_free(line):
+            self._stand_aside(line)
+            return False
+        return True
+
+    def _line_up(self, line: _Line) -> None:
+        """Something of it waits: it has its turn last."""
+        if not self._is_free(line):
+            self._parked[line.project_id] = line
+            return
+        self._parked.pop(line.project_id, None)
+        missed_ns = (self._rounds - line.left_at_round) * QUANTUM_NS
+        line.deficit_ns = max(line.deficit_ns, min(0, line.deficit_ns + missed_ns))  # debts go by
+        self._ring[line.project_id] = line
+
+    def _stand_aside(self, line: _Line) -> None:
+        """Nothing of it waits any more, or nothing of it may begin."""
+        was_in_ring = self._ring.pop(line.project_id, None) is not None
+        if was_in_ring:
+            line.left_at_round = self._rounds
+        if line.empty:
+            self._parked.pop(line.project_id, None)
+            line.deficit_ns = min(0, line.deficit_ns)  # savings are none
+        else:
+            self._parked[line.project_id] = line
 
     def _new_line(self, project_id: str) -> _Line:
         if len(self._lines) >= LINES_MAX:
             for one in tuple(self._lines.values()):
-                if not one.inside_count and not one.is_waiting:
+                if not one.inside_count and one.empty:
                     del self._lines[one.project_id]
         line = self._lines[project_id] = _Line(project_id)
         line.left_at_round = self._rounds

@@ -276,7 +276,8 @@ async def _build_bundle(
     handlers = tuple(handler for handler in built.handlers if handler in HANDLER_LIMITS)
     if not handlers:
         raise CompileFailed(
-            f"exports none of the handlers {', '.join(HANDLER_LIMITS)}",
+            f"exports none of the handlers {', '.join(HANDLER_LIMITS)}; `main` is for classic "
+            "scripts: in a module write `export default async function`",
             bundle.pointer(bundle.main),
             file=bundle.main,
             line=0,
@@ -372,7 +373,7 @@ def _completed(upload: Upload, latest: Version | None) -> Upload:
 
 async def _compile(builder: Builder, recipe: Recipe, package: Bundle | Module) -> Built:
     try:
-        return await builder.build(recipe)
+        return await builder.build(recipe, is_asked=True)
     except CompileFailed as error:
         raise package.explain(error) from error
 

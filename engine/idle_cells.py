@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from engine.dispatch import House
+from engine.usage import read_clocks
 from sandbox.supervisor import Cell
 
 LOOK_S: Final = 1.0
@@ -44,12 +45,14 @@ class IdleCells:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Compare what each idle cell has used with what it had when it was first seen idle."""
+        idle = [cell for cell, house in self._houses().items() if house.idle]
+        clocks = await asyncio.to_thread(read_clocks, idle)
         before, self._seen = self._seen, {}
-        for cell, house in self._houses().items():
-            cpu_ns = cell.cpu_ns() if house.idle else None
-            if cpu_ns is None:
+        for cell, house in self._houses().items():  # as they are now, not before the thread
+            cpu_ns = clocks.get(cell)
+            if cpu_ns is None or not house.idle:
                 continue
             seen = before.get(cell)
             if seen is None or seen.used_ns != house.used_ns:
@@ -62,4 +65,7 @@ class IdleCells:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            self.look()
+            try:
+                await self.look()
+            except Exception as error:  # noqa: BLE001 - else a hidden loop could run for good
+                _log.warning("idle_cells_not_read", error=str(error))

@@ -5,13 +5,15 @@ A run costs a few additions here: histograms are counted in buckets of one list 
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol
 
 from engine.api.platform import Histogram, Samples
 from engine.run import Run
 
 SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
+NAMES_MAX: Final = 1_000  # of functions, 6 KB of text each; more are counted together
+OTHER: Final = "other"
 BYTES: Final = tuple(float(mib * 1024 * 1024) for mib in (16, 32, 64, 128, 256, 512, 1024))
 
 # What is counted in `Metrics.counts`, by metric; and `retries`, of attempts that failed.
@@ -75,6 +77,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._functions: dict[tuple[str, str], _PerFunction] = {}
+        self._names: set[str] = set()  # of `_functions`
+        self.known: Callable[[], Collection[str]] | None = None  # names of functions that exist
         self._cold: dict[tuple[str], int] = {}
         self._lost_count = 0  # runs that began again because their cell was lost
         self.counts: Counter[str] = Counter()  # see COUNTED
@@ -84,7 +88,8 @@ class Metrics:
 
     def run_ended(self, run: Run) -> None:
         assert run.outcome is not None
-        key = (run.version.function, run.cause)
+        name = self._name(run.version.function)
+        key = (name, run.cause)
         counted = self._functions.get(key)
         if counted is None:
             counted = self._functions[key] = _PerFunction()
@@ -94,10 +99,26 @@ class Metrics:
         counted.cpu.add(run.cpu_ns / 1e9)
         counted.queue.add(run.queue_ns / 1e9)
         counted.memory.add(run.peak_bytes)
-        name = (run.version.function,)
         if run.cold:
-            self._cold[name] = self._cold.get(name, 0) + 1
+            self._cold[name,] = self._cold.get((name,), 0) + 1
         self._lost_count += run.losses
+
+    def _name(self, function: str) -> str:
+        """Return the name under which a function is counted."""
+        if function not in self._names:
+            if len(self._names) >= NAMES_MAX:
+                return OTHER
+            self._names.add(function)
+        return function
+
+    def _forget_deleted(self) -> None:
+        if self.known is None:
+            return
+        gone = self._names.difference(self.known())
+        if gone:
+            self._names -= gone
+            self._functions = {k: c for k, c in self._functions.items() if k[0] not in gone}
+            self._cold = {k: c for k, c in self._cold.items() if k[0] not in gone}
 
     async def refresh(self) -> None:
         """Bring up to date what is read from the database; see `api.platform.Metrics`."""
@@ -106,6 +127,7 @@ class Metrics:
 
     def snapshot(self) -> Mapping[str, Samples]:
         """Return all samples; see `api.platform.Metrics`."""
+        self._forget_deleted()
         items = self._functions.items()
         found: dict[str, Any] = {
             "cloudcode_executions_total": {

@@ -78,10 +78,15 @@ class Built:
 class Builder(Protocol):
     """Port: turns what an author uploaded into a program, in a cell. Adapter: `engine.builder`."""
 
-    async def build(self, recipe: Recipe) -> Built:
+    async def build(self, recipe: Recipe, *, is_asked: bool = False) -> Built:
         """Compile it and load it once; within a deadline of its own.
 
+        Args:
+            recipe: what to make.
+            is_asked: by a request, which can be refused; not for runs that were let in already.
+
         Raises:
+            QuotaExceeded: it is asked for, and the project has used its CPU time up.
             CompileFailed: it does not compile, load, or fit; `extra` has file, line and column.
             Overloaded: no cell can be had now.
         """

@@ -34,6 +34,9 @@ SCOPES: Final = ("admin", "develop", "operate", "ingest")
 PROJECT_KEY_SCOPES: Final = ("develop", "operate", "ingest")  # of the key a new project comes with
 ISOLATIONS: Final = ("standard", "hardened")  # see runtimes.contract.CellKind
 ALLOWANCE_MAX: Final = 1_000_000_000  # who needs more says 0: without a limit
+ALLOWANCE_MIN: Final = 0.001  # of CPU seconds; less would show as 0, which means no limit
+CURRENT: Final = "current"  # in paths: the key's own project
+ID_PREFIX: Final = "prj_"
 
 
 def key_hash(key: str) -> str:
@@ -82,13 +85,29 @@ def make_key(
 
 
 def check_allowance(value: float | None, pointer: str) -> None:
-    """Refuse what is no amount: it is None (as set for all), 0 (no limit), or up to ALLOWANCE_MAX.
+    """Refuse what is no amount: None (as set for all), 0 (no limit), or within these bounds.
 
     Raises:
         Invalid: names the field.
     """
-    if value is not None and not (math.isfinite(value) and 0 <= value <= ALLOWANCE_MAX):
-        raise Invalid(f"must be 0 (no limit) to {ALLOWANCE_MAX}, or null", pointer)
+    if value and not (math.isfinite(value) and ALLOWANCE_MIN <= value <= ALLOWANCE_MAX):
+        least = ALLOWANCE_MIN if isinstance(value, float) else 1
+        raise Invalid(f"must be 0 (no limit), {least} to {ALLOWANCE_MAX}, or null", pointer)
+
+
+def check_project_name(name: str) -> None:
+    """Refuse what no path or header could name: it stands in URLs, beside ids and `current`.
+
+    Raises:
+        Invalid: it is no name, or one of these.
+    """
+    check_name(name)
+    if "/" in name or name in (CURRENT, ".", "..") or name.startswith(ID_PREFIX):
+        raise Invalid(
+            f"must be without /, and neither {CURRENT}, . nor .., nor begin with {ID_PREFIX} "
+            "as ids do: no URL could name the project",
+            "/name",
+        )
 
 
 async def create_project(
@@ -104,7 +123,7 @@ async def create_project(
         Invalid: the name, the isolation or an allowance is none.
         Conflict: the name is taken.
     """
-    check_name(name)
+    check_project_name(name)
     now_ms = control.clock()
     project = _changed(
         Project(id=new_id("prj"), name=name, created_ms=now_ms), isolation, allowances or {}
@@ -228,7 +247,10 @@ def _changed(project: Project, isolation: str, allowances: Mapping[str, float | 
         raise Invalid(f"is none of {', '.join(ISOLATIONS)}", "/isolation")
     for name, value in allowances.items():
         check_allowance(value, f"/allowances/{name}")
-    changes: dict[str, Any] = dict(allowances)  # their types were checked where they were read
+    # Their types were checked where they were read; -0.0 is no limit, too, and becomes 0.0.
+    changes: dict[str, Any] = {
+        name: None if value is None else value + 0 for name, value in allowances.items()
+    }
     changed: Allowances = msgspec.structs.replace(project.allowances, **changes)
     return replace(project, isolation=isolation, allowances=changed)
 

@@ -4,7 +4,8 @@ Path:   api.writes, api.submissions, api.invocations, replays, dead_letters, sch
 Never:  refuses what a run that has begun leaves behind: its effects are bounded by its causes.
 
 The numbers are the table's of a second ago, with what this node has added and ended since. So the
-limit can be overshot by what other nodes take in a second; before a refusal they are read anew.
+limit can be overshot by what other nodes take in a second; before a refusal they are read anew, and
+before more than a few rows are taken of a project of which nothing is known.
 """
 
 import asyncio
@@ -16,13 +17,15 @@ from typing import Final
 import structlog
 
 from engine.allowances import Effective
-from engine.errors import EngineError, QuotaExceeded
+from engine.errors import QuotaExceeded
 from engine.store.database import Database
 from engine.store.queue_view import queued_counts
 
 EVERY_S: Final = 1.0
 SHARE: Final = 20  # of the time that counting took, nothing is counted
 FRESH_S: Final = 0.1  # numbers so young are believed when they refuse
+KNOWN_S: Final = 60.0  # numbers that nobody has asked for since are forgotten
+FEW: Final = 100  # rows that a project may add before its rows have been counted
 RETRY_AFTER_S: Final = 5
 QUEUED: Final = "queued"
 _log = structlog.get_logger()
@@ -38,7 +41,8 @@ class QueueRoom:
         self._database = database
         self._allowances = allowances
         self._refused = refused
-        self._known: dict[str, int] = {}  # rows, at the last look
+        self._known: dict[str, int] = {}  # rows, when they were last counted
+        self._counted_s: dict[str, float] = {}  # ... which was then
         self._since: Counter[str] = Counter()  # what this node has added and ended since
         self._asked: set[str] = set()  # projects whose rows are to be counted
         self._looked_s = 0.0
@@ -60,6 +64,12 @@ class QueueRoom:
         self._since[project_id] += count
 
     def fits(self, project_id: str, count: int) -> bool:
+        """Say whether so many rows more fit for sure: of what is not known, only a few do."""
+        has_room = self.seems_to_fit(project_id, count)
+        is_known = project_id in self._known or not self._allowances(project_id).queued
+        return has_room and (is_known or self._used(project_id) + count <= FEW)
+
+    def seems_to_fit(self, project_id: str, count: int) -> bool:
         """Say whether so many rows more fit, as far as is known. May be called in any thread."""
         most = self._allowances(project_id).queued
         if not most:
@@ -75,9 +85,10 @@ class QueueRoom:
         """
         if self.fits(project_id, count):
             return
-        if time.monotonic() - self._looked_s > FRESH_S:
-            await self._look()
-        if not self.fits(project_id, count):
+        for _ in range(2):  # a count that is under way may have begun without this project
+            if project_id not in self._known or time.monotonic() - self._looked_s > FRESH_S:
+                await self._look()
+        if not self.seems_to_fit(project_id, count):
             self._refused[QUEUED] += 1
             raise QuotaExceeded(
                 QUEUED,
@@ -102,20 +113,33 @@ class QueueRoom:
         self._asked.difference_update(asked)
         before = Counter(self._since)
         try:
-            self._known = await self._database.read(queued_counts, asked)
-        except EngineError as error:  # the numbers of before have to do
+            found = await self._database.read(queued_counts, asked)
+        except Exception as error:  # noqa: BLE001 - the numbers of before have to do; the loop goes on
             _log.warning("queue_not_counted", error=str(error))
             self._asked.update(asked)
         else:
-            # Who has room for as much again as waits is counted when somebody asks again.
-            self._asked.update(of for of, most in asked.items() if 2 * self._known[of] >= most)
-            for project_id, count in before.items():
-                self._since[project_id] -= count
-                if not self._since[project_id]:
-                    del self._since[project_id]
+            now_s = time.monotonic()
+            for project_id, most in asked.items():
+                self._known[project_id] = found[project_id]
+                self._counted_s[project_id] = now_s
+                self._since[project_id] -= before[project_id]
+                # Who has room for as much again is counted when somebody asks again.
+                if 2 * found[project_id] >= most:
+                    self._asked.add(project_id)
+            self._forget(now_s)
         finally:
             self._looked_s = time.monotonic()
             self._looking = None
+
+    def _forget(self, now_s: float) -> None:
+        """Forget what is old, or nothing: for what nobody asks, nothing is added up either."""
+        for project_id, counted_s in tuple(self._counted_s.items()):
+            if now_s - counted_s > KNOWN_S:
+                del self._known[project_id], self._counted_s[project_id]
+        for project_id, count in tuple(self._since.items()):
+            is_wanted = project_id in self._known or project_id in self._asked
+            if not count or not is_wanted:
+                del self._since[project_id]
 
     async def _look_forever(self) -> None:
         while True:

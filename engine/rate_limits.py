@@ -37,7 +37,11 @@ class Standing(NamedTuple):
     scope: Scope
     quota: int  # requests a minute
     left: int
-    full_s: int  # until all of the quota is there again
+    full_s: int  # until all of the quota is there again, rounded up
+
+    def after(self, wait_s: int) -> "Standing":
+        """Return it for an answer that says Retry-After: who waits for the quota waits as long."""
+        return self._replace(full_s=max(self.full_s, wait_s))
 
 
 class RateLimited(EngineError):
@@ -95,7 +99,7 @@ class RateLimits:
         counted[of] = full_ns
         ahead_ns = full_ns - now_ns
         used = -(-ahead_ns // step_ns)
-        return Standing(scope, quota, quota - used, ahead_ns // _SECOND_NS)
+        return Standing(scope, quota, quota - used, -(-ahead_ns // _SECOND_NS))
 
     def samples(self) -> dict[tuple[str, ...], float]:
         """Return how many requests were refused, by scope: for metrics."""

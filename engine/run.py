@@ -102,6 +102,7 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     due_ms: int = 0
     owner: str | None = None  # the node whose it is; None of a queued run: not this one's
     retried: bool = False  # it has failed, and its next attempt is in the queue
+    stays: bool = False  # it was given back, and has not begun: its row is in the queue still
     skip_reason: str = ""
     trial: str = ""  # the breaker that it was let through for; see engine.breakers
     set_aside_by: str = ""  # the breaker whose dead letter it is or, if it fails, becomes
@@ -128,7 +129,8 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     cold: bool = False
     calls_count: int = 0
     network_count: int = 0
-    sent_count: int = 0  # requests on the wire, redirects included
+    sent_count: int = 0  # requests on the wire, redirects included; of lost cells, too
+    sent_budget: int = 0  # that they took along
     writes_count: int = 0
     kv_count: int = 0
     effect_bytes: int = 0
@@ -157,6 +159,12 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
         return self.budget - sum(isinstance(effect, CallEffect) for effect in self.effects)
 
     @property
+    def share(self) -> tuple[int, int]:
+        """Return how many runs it might cause at its start, and how many of them are used."""
+        given = self.budget + self.sent_budget
+        return given, given - self.free_budget
+
+    @property
     def project_id(self) -> str:
         return self.version.project_id
 
@@ -178,8 +186,11 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
     def via(self) -> str:
         """Return what its next outgoing request says of it; each takes a share of its budget."""
         self.sent_count += 1
-        share = outside_share(self.free_budget, self.sent_count)
+        # What an earlier attempt has sent, is sent: only the very first may take the large part.
+        number = self.sent_count + (self.attempt > 1)
+        share = outside_share(self.free_budget, number)
         self.budget -= share
+        self.sent_budget += share
         path = path_below(self.path, self.version.function)
         return via(self.root_id, self.depth, share, path)
 
@@ -194,13 +205,15 @@ class Run(msgspec.Struct, kw_only=True, eq=False):
         self.timers = []
 
     def start_again(self) -> None:
-        """Forget everything a lost cell did with it: nothing of that has left the engine."""
+        """Forget everything a lost cell did with it: but for requests nothing has left the engine.
+
+        Those have taken their shares of the budget, and count on.
+        """
         self.losses += 1
         self.has_killed = False
         self.started_ns = self.cpu_ns = self.own_cpu_ns = self.fuel = 0
         self.peak_bytes = 0
         self.calls_count = self.network_count = self.writes_count = self.effect_bytes = 0
-        self.sent_count = 0
         self.kv_count = self.held_bytes = self.asked_bytes = 0
         self.stop_timers()
         self.effects = []

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -55,8 +55,11 @@ BATCH_BYTES: Final = 4 * MIB  # a batch that has as much takes no more
 ANSWER_BYTES_MAX: Final = 8 * MIB  # of one host call
 INTERLEAVED_MAX: Final[Mapping[str, int]] = {  # runs in one isolate at a time
     Runtime.JAVASCRIPT: 256,
-    Runtime.WASM: 32,  # each that waits has a thread, with 1.5 MiB of stack, and its own memory
+    Runtime.WASM: 32,  # each that waits has a thread, and its own memory
 }
+THREAD_BYTES: Final = 1664 * 1024  # of a run of WebAssembly: its stack, and what is around it
+# Of WebAssembly in one cell: each has 4 GiB of its 2 TiB of addresses, those that are kept as well.
+INSTANCES_MAX: Final = 300
 BATCH_NS: Final = 50_000_000  # what the starts of a batch may take together, from experience
 _GUESS_NS: Final = BATCH_NS  # of one run, as long as there is none: it goes alone
 _TOO_LARGE: Final = (
@@ -156,8 +159,8 @@ class Home(Protocol):
 
     def send(self, isolate: int, batch: bytes) -> None: ...
 
-    def free_bytes(self) -> int:
-        """Return what is left of the cell's memory, as far as it is known."""
+    def instances_room(self, each_bytes: int) -> int:
+        """Return how many more runs of this size the cell's memory holds, as far as it is known."""
         ...
 
     def kill(self) -> None: ...
@@ -189,13 +192,18 @@ class Runner:
         self._last_number = 0
         self._batch: tuple[int, ...] | None = None  # runs in the batch that is out; None: idle
         self._mean_ns = _GUESS_NS  # that a message took, of late
-        self._instance_bytes = 0  # what a run holds while it is inside, of late: WebAssembly's
+        # What a run holds while it is inside, of late: WebAssembly's.
+        self._instance_bytes = THREAD_BYTES if self._tells_usage else 0
         self._load_deaths_count = 0
         house.enter(self)
 
     @property
     def idle(self) -> bool:
         return not self._waiting and not self._runs
+
+    @property
+    def inside_count(self) -> int:
+        return len(self._runs)
 
     @property
     def held_bytes(self) -> int:
@@ -279,7 +287,7 @@ class Runner:
         run.cpu_ns = min(told.cpu_ns, time.monotonic_ns() - run.started_ns)
         run.fuel = min(told.fuel, run.limits.fuel)
         run.peak_bytes = held = min(told.memory_bytes, run.limits.memory_mb * MIB)
-        self._instance_bytes = max(held, self._instance_bytes * 7 // 8)
+        self._instance_bytes = max(held + THREAD_BYTES, self._instance_bytes * 7 // 8)
 
     def _account(self, batch: tuple[int, ...], cpu_ns: int, peak_bytes: int) -> None:
         """Share the batch's CPU time evenly among its runs: V8 tells only the sum."""
@@ -394,8 +402,8 @@ class Runner:
             used_mb = max(limit_mb, death.peak_bytes // (1024 * 1024))
             hit = LimitHit(name="memory_mb", value=limit_mb, used=used_mb)
             self._end(run, Outcome.MEMORY_EXCEEDED, limit=hit)
-        elif run.losses + 1 < LOSSES_MAX and (
-            (death.signal == signal.SIGKILL and not death.lied) or not self.house.alone
+        elif not self.house.alone or (
+            run.losses + 1 < LOSSES_MAX and death.signal == signal.SIGKILL and not death.lied
         ):
             self.remove(run)
             run.start_again()
@@ -526,7 +534,7 @@ class Runner:
             max(1, BATCH_NS // self._mean_ns),
         )
         if self._instance_bytes:
-            fits = self.house.free_bytes() // self._instance_bytes
+            fits = self.house.instances_room(self._instance_bytes)
             room = min(room, fits if runs else max(1, fits))
         if waiting and room > 0:
             now_ms, now_ns = self.house.dispatcher.clock(), time.monotonic_ns()
@@ -662,3 +670,11 @@ class Runner:
             self._answers.append((0, abort_message(run.number)))
         run.outcome, run.limit, run.error = outcome, limit, error
         self.house.dispatcher.end(run)
+
+
+def suspects_of(runners: Iterable[Runner], death: Death) -> list[Suspect]:
+    """Return the runs that may have killed a cell without a word."""
+    found = [suspect for runner in runners for suspect in runner.suspects()]
+    if death.lied and not found:  # it spoke when no batch was out
+        found = [suspect for runner in runners for suspect in runner.inside()]
+    return found

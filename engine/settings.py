@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     )
     egress_deny: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="CIDRs and hosts (host, host:port, *.example.com), comma-separated, that "
-        "nobody may reach, whatever else allows it.",
+        description="Addresses and CIDRs (of all ports), and hosts (host, host:port, "
+        "*.example.com), comma-separated, that nobody may reach, whatever else allows it.",
     )
     egress_nat64: Annotated[tuple[IPv6Network, ...], NoDecode] = Field(
         (),
@@ -93,7 +93,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="MB that all cells of this node may hold; above it idle ones are ended, the "
-        "least recently used first. 0: 70 % of the machine's, or of the container's.",
+        "least recently used first. If that is not enough, the largest working one is ended, and "
+        "its runs start again. 0: 70 % of the machine's, or of the container's.",
     )
     project_concurrency: int = Field(
         1_000,
@@ -110,10 +111,14 @@ class Settings(BaseSettings):
     project_cpu_seconds_per_minute: float = Field(
         0,
         ge=0,
+        le=1_000_000_000,
         description="CPU seconds that one project's runs may use in a minute; 0: no limit.",
     )
     project_cpu_seconds_per_month: float = Field(
-        0, ge=0, description="... and in a calendar month, UTC; 0: no limit."
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="... and in a calendar month, UTC; 0: no limit.",
     )
     project_key_requests_per_minute: int = Field(
         0, ge=0, description="Requests of one API key a minute to this node; 0: no limit."

@@ -7,7 +7,8 @@ import msgspec
 
 from runtimes.contract import GuestError
 
-_FRAME: Final = re.compile(r"(?<![^\s()])([^\s()]+):(\d+):(\d+)\)?$")
+# Numbers that fit a `Count`: a guest can write any, and Python reads only so many digits.
+_FRAME: Final = re.compile(r"(?<![^\s()])([^\s()]+):(\d{1,9}):(\d{1,9})\)?$", re.ASCII)
 _OURS: Final = "cloudcode:"
 
 

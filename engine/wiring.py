@@ -32,6 +32,7 @@ from engine.clock import Clock, wall_clock
 from engine.commit import Settler
 from engine.dispatch import Dispatcher
 from engine.egress import Egress
+from engine.ends import attempt
 from engine.errors import Invalid
 from engine.events import Events
 from engine.hostcalls.broker import Broker
@@ -47,7 +48,7 @@ from engine.idempotency import Idempotency
 from engine.idle_cells import IdleCells
 from engine.ids import new_id
 from engine.kv import Sweeper
-from engine.memory_budget import MemoryBudget, budget_bytes
+from engine.memory_budget import MemoryBudget, budget_bytes, warn_if_small
 from engine.metrics import Metrics
 from engine.nodes import Nodes
 from engine.outbox import Outbox
@@ -248,7 +249,7 @@ async def open_platform(
             journal,
             clock,
             catalogue.allowances,
-            lifted=lambda: dispatcher.admission.release_soon(),
+            lifted=lambda: dispatcher.admission.lifted(),
             refused=metrics.refused,
         )
         stack.push_async_callback(usage.close)
@@ -304,7 +305,7 @@ async def open_platform(
 
         def finish(run: Run) -> None:
             settler.settle(run)
-            breakers.ended(run)
+            attempt(lambda: breakers.ended(run), "end_not_judged", run.execution_id)
 
         dispatcher = Dispatcher(
             sandbox,
@@ -329,6 +330,7 @@ async def open_platform(
             put_off=settler.put_off,
             wake=lambda project_id, priority, due_ms: backlog.wake(project_id, priority, due_ms),
             tell=lambda function_id, text: tails.tell(function_id, clock(), text),
+            exceeded=usage.exceeded,
         )
         dispatcher.guard = breakers
         changes.on_breakers = breakers.changed
@@ -373,6 +375,7 @@ async def open_platform(
         )
 
         queue_gauges = metrics.stored = QueueGauges(database, clock)
+        metrics.known = catalogue.function_names
         stack.push_async_callback(queue_gauges.close)
         retention = Retention(database, journal, clock, defaults(settings))
         stack.push_async_callback(retention.close)
@@ -383,7 +386,7 @@ async def open_platform(
             clock,
             wake=backlog.wake,
             cancelled=lambda ids: platform.cancelled(ids),
-            has_room=queue_room.fits,
+            has_room=queue_room.seems_to_fit,
             counts=metrics.counts,
         )
         readiness = Readiness(
@@ -467,6 +470,7 @@ async def open_platform(
         await usage.start()
         queue_room.start()
         backlog.start()
+        warn_if_small(settings)
         memory.start()
         stack.push_async_callback(memory.close)
         idle_cells.start()

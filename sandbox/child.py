@@ -126,7 +126,6 @@ def run_cell(
         channel.fileno(),
         birth=birth,
         statm=statm,
-        memory_files=kind.runtime is Runtime.WASM,
         hardened=kind.hardened,
     )
     cell = Cell(channel, language)
@@ -134,6 +133,8 @@ def run_cell(
     cell.send(FromCell.READY, 0, msgspec.json.encode(layers))
     try:
         cell.serve()
+    except MemoryError:
+        os._exit(_FULL_CODE)
     except Exception as error:  # noqa: BLE001 - the loop of the cell: the engine logs it and replaces us
         cell.send(FromCell.FAULT, 0, repr(error).encode())
         os._exit(_FAULT_CODE)
@@ -270,6 +271,8 @@ class Cell:
         )
 
     def _broken(self, guest: Guest, kind: str) -> None:
+        if kind == "full":  # for the cell's own work: nobody is to blame, so nobody is named
+            os._exit(_FULL_CODE)
         if kind not in {"memory", "threw"}:
             self.send(FromCell.FAULT, 0, kind.encode())
         self._stop(guest, guest.memory_stop() if kind == "memory" else guest.crash_stop())

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Protocol, cast
@@ -21,10 +22,12 @@ import msgspec
 import psutil
 import structlog
 
-from runtimes.contract import MIB, CellKind, FromCell, GuestError, Runtime, ToCell
+from runtimes.contract import CellKind, FromCell, GuestError, Runtime, ToCell
 from runtimes.webassembly.fingerprint import fingerprint
 from sandbox.frames import FrameReader, frame
 from sandbox.lockdown import Layer
+from sandbox.lockdown.sight import look_at
+from sandbox.unread import BEHIND_BYTES, Unread
 
 JAVASCRIPT: Final = CellKind(Runtime.JAVASCRIPT)
 START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under load
@@ -34,7 +37,6 @@ REAP_S: Final = 1.0  # a dead zygote's channel closes before its status can be h
 KILL_AGAIN_S: Final = 0.05  # when the zygote's channel was full
 STOP_GRACE_S: Final = 1.0  # a cell ends itself after STOPPED; one that lies is ended
 SMALL_BYTES_MAX: Final = 64 * 1024  # of READY and FAULT: a hundred times what they have
-WRITE_BYTES_MAX: Final = 512 * MIB  # that a cell may leave unread: 150 batches and some programs
 _OUTPUT_HEAD: Final = struct.Struct(">QI")
 _V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
 _ABORTED: Final = int(signal.SIGABRT)  # exit status of abort() as the first of a pid namespace
@@ -44,6 +46,15 @@ _log = structlog.get_logger()
 
 class SandboxError(Exception):
     """Ours: no cell can be had. The run waits or ends; the guest is not to blame."""
+
+
+class LayersMissing(SandboxError):
+    """The operator's: all layers are required, and this machine does not give these."""
+
+    def __init__(self, missing: Sequence[Layer]) -> None:
+        self.missing = missing
+        reasons = "; ".join(f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing)
+        super().__init__(f"isolation_required=strict, but {reasons}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +133,21 @@ class Cell(asyncio.Protocol):
         return self.isolates_count
 
     def send(self, kind: ToCell, isolate: int, payload: bytes = b"") -> None:
-        if self._transport is not None and not self._lost:
-            self._transport.write(frame(kind, isolate, payload))
-            if self._transport.get_write_buffer_size() > WRITE_BYTES_MAX:
-                _log.warning("cell_does_not_read", pid=self.pid)
-                self.kill()
+        if self._transport is None or self._lost or self._is_condemned:
+            return
+        self._transport.write(frame(kind, isolate, payload))
+        if self.unread_bytes > BEHIND_BYTES:
+            fullest = self._sandbox.unread.sent(self)
+            if fullest is not None:
+                _log.warning("cell_does_not_read", pid=fullest.pid, bytes=fullest.unread_bytes)
+                fullest.kill()
+
+    @property
+    def unread_bytes(self) -> int:
+        """Return what waits here to be written to it; 0 when it is about to go: `unread.Reader`."""
+        if self._transport is None or self._lost or self._is_condemned:
+            return 0
+        return self._transport.get_write_buffer_size()
 
     def cpu_ns(self) -> int | None:
         """Return the CPU time of its process, as the kernel counts it; None: it is gone."""
@@ -166,6 +187,7 @@ class Cell(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self._sandbox.unread.forget(self)
         self._sandbox.kill(self)
         self._end_if_over()
 
@@ -173,6 +195,13 @@ class Cell(asyncio.Protocol):
         """The zygote has reaped it."""
         self._death = replace(death, lied=self._has_lied)
         self._end_if_over()
+
+    def was_not_born(self, why: str) -> None:
+        """Say that the zygote could have no process for it."""
+        if not self.ready.done():
+            self.ready.set_exception(SandboxError(f"no process for a cell can be had: {why}"))
+            self.ready.exception()
+        self.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
 
     def _end_if_over(self) -> None:
         if self._death is None or not self._lost:
@@ -252,6 +281,7 @@ class Sandbox:
         self._room = asyncio.Event()
         self._room.set()
         self.layers: tuple[Layer, ...] = ()
+        self.unread: Unread[Cell] = Unread()
 
     async def start(self) -> None:
         """Start the zygote and one cell, and learn which layers of the lockdown stand.
@@ -264,7 +294,11 @@ class Sandbox:
         except SandboxError:
             await self.close()
             raise
-        self.layers = cell.layers
+        unseen = look_at(cell.pid)
+        if unseen is not None and self._strict:
+            await self.close()
+            raise LayersMissing([unseen])
+        self.layers = (*cell.layers, *([unseen] if unseen else []))
         self._warm[JAVASCRIPT] = deque([cell])
         self._fill(JAVASCRIPT)
 
@@ -398,14 +432,27 @@ class Sandbox:
         return cell
 
     def _check_layers(self, cell: Cell) -> None:
-        """Refuse a cell without all of its walls, of any kind, if the operator wants none such."""
+        """Refuse a cell without all of its walls if the operator wants none such.
+
+        Otherwise refuse one that lacks what the first one had: that was said at the start, this
+        would not be. It passes with what ran out, as namespaces do.
+        """
         missing = [layer for layer in cell.layers if not layer.active]
+        lost = [layer for layer in missing if self.layers and layer not in self.layers]
+        for layer in lost:
+            _log.error(
+                "cell_without_a_wall", pid=cell.pid, layer=layer.name, why=layer.detail,
+                remedy=layer.remedy,
+            )  # fmt: skip
         if missing and self._strict:
             cell.kill()
-            reasons = "; ".join(
-                f"{layer.name}: {layer.detail} ({layer.remedy})" for layer in missing
+            raise LayersMissing(missing)
+        if lost:
+            cell.kill()
+            raise SandboxError(
+                "a cell lacks a wall that the first one had: "
+                + "; ".join(f"{layer.name}: {layer.detail}" for layer in lost)
             )
-            raise SandboxError(f"isolation_required=strict, but {reasons}")
 
     async def _ask_for(self, cell: Cell, zygote: _Zygote) -> None:
         ours, theirs = socket.socketpair()
@@ -462,8 +509,8 @@ class Sandbox:
         pid = message["pid"]
         if "status" not in message:
             cell = zygote.spawned.popleft()
-            if pid == 0:  # it could not fork
-                cell.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
+            if pid == 0:
+                cell.was_not_born(os.strerror(message["errno"]))
                 return
             cell.pid = pid
             zygote.cells[pid] = cell

@@ -4,8 +4,8 @@ Path:   supervisor starts `python -I -m sandbox.zygote_unsafe FD MB` -> spawn ->
 Never:  runs user code, starts a thread or V8 (a fork of either is broken), speaks to a cell.
 
 On its channel (SOCK_SEQPACKET, one message each): in `spawn KIND` with the cell's socket
-attached, or `kill PID`; out `{"pid": n}` (0: no process could be had), and for each cell that ended
-`{"pid", "status", "max_rss_kib", "cpu_us"}`.
+attached, or `kill PID`; out `{"pid": n}`, or `{"pid": 0, "errno": e}` if no process could be had,
+and for each cell that ended `{"pid", "status", "max_rss_kib", "cpu_us"}`.
 """
 
 import ctypes
@@ -110,11 +110,13 @@ def _spawn(
         signal.set_wakeup_fd(-1)
         start(socket.socket(fileno=descriptor), birth)
 
-    pid = spawn(live)
+    try:
+        born = {"pid": spawn(live)}
+        cells.add(born["pid"])
+    except OSError as error:  # the node is out of processes or memory: one cell less, not all
+        born = {"pid": 0, "errno": error.errno or 0}
     os.close(descriptor)
-    if pid:  # else the node is out of processes or memory: one cell less, not all of them
-        cells.add(pid)
-    channel.send(json.dumps({"pid": pid}).encode())
+    channel.send(json.dumps(born).encode())
 
 
 def _reap(channel: socket.socket, cells: set[int]) -> None:

@@ -4,9 +4,11 @@ Path:   each route of /v1 -> here -> catalogue (memory); raw routes call `authen
 Never:  asks the database; compares keys (a hash is looked up, so timing tells nothing).
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Security
 from fastapi.dependencies.models import Dependant
@@ -19,6 +21,7 @@ from engine.errors import EngineError, Invalid, NotFound
 from engine.projects import key_hash
 
 KEY_CHARS_MAX: Final = 512  # of any key that an operator may have set
+_NO_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _TOLERANT: Final = frozenset({"GET", "HEAD"})  # they change nothing
 
 
@@ -91,6 +94,7 @@ def authenticate(
         raise Unauthorized("this API key does not exist, or was deleted")
     project_id = key.project_id
     if project:
+        project = _decoded(project)
         asked = catalogue.project(project)
         if asked != project_id:
             if "admin" not in key.scopes:
@@ -107,6 +111,19 @@ def authenticate(
         key_id=key.id,
         requests_per_minute=per_minute or 0,
     )
+
+
+def _decoded(name: str) -> str:
+    """Return a name as it was before it became a header, which holds no more than Latin-1.
+
+    Percent-encoded UTF-8, as the command line sends it, or plain UTF-8; what is neither stays.
+    """
+    if _NO_ESCAPE.search(name):
+        return name
+    try:
+        return unquote_to_bytes(name.encode("latin-1")).decode()
+    except UnicodeError:
+        return name
 
 
 async def access_of(catalogue: Catalogue, headers: Headers) -> Access:

@@ -6,15 +6,16 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from engine.api.access import Invoker, Reader
-from engine.api.dead_letters import RedriveDone, redrive_done
+from engine.api.dead_letters import RedriveDone, redrive_counted, redrive_done
 from engine.api.openapi import problems
 from engine.api.platform import PlatformHere, shown_text
 from engine.api.shapes import Listed, PageAsked, Shown
 from engine.clock import iso
-from engine.dead_letters import redrive_all
-from engine.errors import Conflict, NotFound
+from engine.dead_letters import count_letters, first_ids, redrive_all
+from engine.errors import Conflict, EngineError, NotFound
+from engine.store import dead_letters as store_letters
 from engine.store.breakers import HALF_OPEN, OPEN, BreakerView, find_breaker, list_breakers
-from engine.store.dead_letters import LetterFilter, count_letters
+from engine.store.dead_letters import LetterFilter
 from engine.store.functions import find_function
 
 router = APIRouter(tags=["executions"])
@@ -38,6 +39,15 @@ class BreakerShown(Shown):
     opened_at: str
     until: str = Field(description="Then one run is let through.")
     set_aside: int = Field(description="Dead letters that it has made, and that are still there.")
+
+
+class _Gone(EngineError):
+    """Nothing in the project knows of this breaker any more."""
+
+    code = "not_found"
+
+    def __init__(self, breaker_id: str) -> None:
+        super().__init__(f"the breaker {breaker_id[:80]!r} is closed already, or never was")
 
 
 class BreakerClosed(Shown):
@@ -76,13 +86,21 @@ async def show_breaker(platform: PlatformHere, access: Reader, breaker_id: str) 
 @router.post("/v1/breakers/{breaker_id}/close", responses=problems(404))
 async def close_breaker(platform: PlatformHere, access: Invoker, breaker_id: str) -> BreakerClosed:
     """Hold nothing back any more: what waits runs at once; what was set aside can be redriven."""
-    if not await platform.breakers.close_by_hand(access.project_id, breaker_id):
-        raise NotFound("breaker", breaker_id[:80])
+    closed = await platform.breakers.close_by_hand(access.project_id, breaker_id)
+    if not closed:
+        named = LetterFilter(breaker_id=breaker_id)
+        if not await platform.database.read(store_letters.count_letters, access.project_id, named):
+            raise _Gone(breaker_id)
     return BreakerClosed(id=breaker_id, state="closed")
 
 
 @router.post("/v1/breakers/{breaker_id}/redrive", responses=problems(404, 409, 422))
-async def redrive_breaker(platform: PlatformHere, access: Invoker, breaker_id: str) -> RedriveDone:
+async def redrive_breaker(
+    platform: PlatformHere,
+    access: Invoker,
+    breaker_id: str,
+    dry_run: Annotated[bool, Query(description="Only count them.")] = False,
+) -> RedriveDone:
     """Run once more what a breaker had set aside, on what is live now; also when it is gone."""
     project_id = access.project_id
     known = await platform.database.read(find_breaker, project_id, breaker_id)
@@ -93,8 +111,11 @@ async def redrive_breaker(platform: PlatformHere, access: Invoker, breaker_id: s
             "first"
         )
     wanted = LetterFilter(breaker_id=breaker_id)
-    if not await platform.database.read(count_letters, project_id, wanted):
-        raise NotFound("breaker", breaker_id[:80])
+    count = await count_letters(platform, project_id, wanted)
+    if not count:
+        raise _Gone(breaker_id)
+    if dry_run:
+        return redrive_counted(count, await first_ids(platform, project_id, wanted))
     return redrive_done(await redrive_all(platform, project_id, wanted))
 
 

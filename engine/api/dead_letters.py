@@ -194,7 +194,7 @@ async def redrive_letters(
         wanted = await _filter(platform, project_id, body.filter, "/filter/")
         if body.dry_run:
             count = await count_letters(platform, project_id, wanted)
-            return _would(count, await first_ids(platform, project_id, wanted))
+            return redrive_counted(count, await first_ids(platform, project_id, wanted))
         return redrive_done(await redrive_all(platform, project_id, wanted))
     ids = list(dict.fromkeys(body.ids or ()))
     return redrive_done(
@@ -266,7 +266,8 @@ async def _filter(
     )
 
 
-def _would(count: int, ids: list[str]) -> RedriveDone:
+def redrive_counted(count: int, ids: list[str]) -> RedriveDone:
+    """Return what a redrive would do, as it is shown."""
     return RedriveDone(dry_run=True, count=count, ids=ids, executions=[], skipped=0, reasons={})
 
 

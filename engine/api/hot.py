@@ -138,18 +138,16 @@ class Hot:
         if handler == "fetch":
             return False
         run = new_run(execution_id, version, handler, "invoke", body, ports.clock())
-        told = b""
-        if access.requests_per_minute:
-            quota = access.requests_per_minute
+        standing = None
+        if quota := access.requests_per_minute:
             standing = ports.rate_limits.take_if_left(Limited.KEY, access.key_id, quota)
             if standing is None:
                 return False
-            told = header_lines(standing)
 
         def on_end(run: Run) -> None:
             self.open_count -= 1
             number = run.execution_id.encode()
-            more = told
+            more, wait_s = b"", 0
             if run.outcome is Outcome.SUCCEEDED:
                 status, kind, answer = b"200 OK", b"application/json", run.result
                 timing = server_timing(run)[0][1]
@@ -160,8 +158,11 @@ class Hot:
                 )
                 for header, text in headers_of(error).items():
                     more += f"{header}: {text}\r\n".encode()
+                    wait_s = int(text)
                 status = b"%d %b" % (problem["status"], problem["title"].encode())
                 kind, answer, timing = PROBLEM_JSON.encode(), _encode(problem), b"total"
+            if standing is not None:
+                more += header_lines(standing.after(wait_s))
             reply(
                 b"%b\r\ncontent-type: %b\r\nexecution-id: %b\r\nx-request-id: req_%b\r\n"
                 b"server-timing: %b\r\n%bcontent-length: %d\r\n\r\n%b"
@@ -200,15 +201,18 @@ class Hot:
             if error is None:
                 answer = b'{"status":"created","message":"created","event_id":"%b"}' % event_id
                 status = b"201 Created"
-                ports.backlog.submit(accepted.runs)
             else:
                 answer = b'{"status":"error","code":503,"message":"%b"}' % OUR_FAULT.encode()
                 status = b"503 Service Unavailable"
-            reply(
-                b"%b\r\ncontent-type: application/json\r\nx-request-id: req_%b\r\n"
-                b"%bcontent-length: %d\r\n\r\n%b"
-                % (status, event_id[4:], told, len(answer), answer)
-            )
+            try:
+                if error is None:
+                    ports.backlog.submit(accepted.runs)
+            finally:  # it is on disk, whatever becomes of its runs
+                reply(
+                    b"%b\r\ncontent-type: application/json\r\nx-request-id: req_%b\r\n"
+                    b"%bcontent-length: %d\r\n\r\n%b"
+                    % (status, event_id[4:], told, len(answer), answer)
+                )
 
         self.open_count += 1
         commit.done = done

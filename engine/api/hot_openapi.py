@@ -8,7 +8,7 @@ from typing import Any, Final
 
 _ID: Final = "0194f0c2a1b07c3e8d2f6a5b4c3d2e1f"
 _KEY: Final[list[dict[str, list[str]]]] = [{"apiKey": []}]
-_SENT: Final = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503)
+_SENT: Final = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 508)
 _RUN: Final = (502, 504)
 _VALUES_EXAMPLE: Final[dict[str, Any]] = {
     "values": [{"key": "temperature", "value": 21.5, "datetime": "2010-10-29T00:00:00Z"}]
@@ -161,6 +161,7 @@ _DEVICE_ERROR: Final = _answer(
 _DEVICE_ERRORS: Final = {
     str(code): _DEVICE_ERROR for code in (400, 401, 404, 409, 413, 429, 500, 503)
 }
+_DEVICE_LOOP: Final = {"508": _DEVICE_ERROR}  # where a function may be behind the device
 _TOKEN: Final = _text("token", "path", "The device's token: its only credential.")
 
 
@@ -177,7 +178,7 @@ def _fetch(method: str) -> dict[str, Any]:
             _text("path", "path", "Anything; the handler sees it in request.url."),
         ],
         "responses": {"200": {"description": "What the handler answers.", "headers": _RAN}},
-        "x-problems": (404, 413, 429, 500, 503, *_RUN),
+        "x-problems": (404, 413, 429, 500, 503, 508, *_RUN),
     }
     if method in {"post", "put", "patch"}:
         operation["requestBody"] = {
@@ -193,7 +194,11 @@ def _call(operation_id: str) -> dict[str, Any]:
         "summary": "Call a function from a device",
         "parameters": [_TOKEN, _text("name", "path")],
         "requestBody": _json(_object([], params={}), {"params": {"a": 1}}),
-        "responses": {"200": _answer("What the function returned.", {}), **_DEVICE_ERRORS},
+        "responses": {
+            "200": _answer("What the function returned.", {}),
+            **_DEVICE_ERRORS,
+            **_DEVICE_LOOP,
+        },
     }
 
 
@@ -315,6 +320,7 @@ HOT_PATHS: Final[dict[str, dict[str, Any]]] = {
                     {"status": "created", "message": "created", "event_id": f"evt_{_ID}"},
                 ),
                 **_DEVICE_ERRORS,
+                **_DEVICE_LOOP,
             },
         }
     },

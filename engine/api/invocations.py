@@ -25,7 +25,7 @@ from engine.catalogue import Catalogue, Device, Function, Version
 from engine.causality import Above
 from engine.dispatch import Dispatcher
 from engine.enqueue import as_declared, enqueue
-from engine.errors import EngineError, NotFound
+from engine.errors import EngineError, NotFound, QuotaExceeded
 from engine.events import check_text
 from engine.handlers import asked_handler, handler_input
 from engine.ids import new_id
@@ -72,6 +72,16 @@ class RunEnded(EngineError):
         else:
             detail = f"the run ended as {run.outcome}"
         super().__init__(detail)
+
+
+class NoRoom(EngineError):
+    """What the public is told of an allowance that is used up: none of the project's numbers."""
+
+    code = QuotaExceeded.code
+
+    def __init__(self, of: QuotaExceeded) -> None:
+        self.retry_after_s = of.retry_after_s
+        super().__init__("there is no room for more at the moment; try again later")
 
 
 class BadAnswer(EngineError):
@@ -150,6 +160,8 @@ async def serve_http(ports: Ports, request: Request, project: str, name: str, _r
         await run_to_end(ports.dispatcher, run)
     except BreakerOpen as error:
         raise HeldBack(error) from None
+    except QuotaExceeded as error:
+        raise NoRoom(error) from None
     if run.outcome is not Outcome.SUCCEEDED:
         raise RunEnded(run, public=True)
     status, headers, data = _fetch_answer(run)

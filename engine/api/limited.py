@@ -56,6 +56,7 @@ class _Told:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, text in headers_of_standings([self._standing]):
+            standing = self._standing.after(int(headers.get("retry-after", 0)))
+            for name, text in headers_of_standings([standing]):
                 headers[name.decode()] = text.decode()
         await self._send(message)

@@ -119,10 +119,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
         COUNTER, "Requests refused for an allowance of the project.", ("limit",)
     ),
     "cloudcode_project_waiting": Family(
-        GAUGE, "Runs in hand that wait for room in this node's cells.", ("project",)
+        GAUGE, "Runs in hand, of all projects, that wait for room in this node's cells."
     ),
     "cloudcode_project_cpu_seconds_total": Family(
-        COUNTER, "CPU time that a project has used on this node.", ("project",)
+        COUNTER, "CPU time that all projects have used on this node."
     ),
     "cloudcode_rate_limited_total": Family(
         COUNTER,

@@ -16,11 +16,10 @@ from engine.api.platform import Platform, PlatformHere
 from engine.api.shapes import Body, Listed, PageAsked, Shown, example
 from engine.clock import iso
 from engine.errors import NotFound
-from engine.projects import change_project, create_project
+from engine.projects import CURRENT, change_project, create_project
 from engine.store.projects import Project, find_project, list_projects
 
 router = APIRouter(tags=["projects"])
-CURRENT = "current"  # the key's own project
 HARDENED = (
     "hardened: all code is interpreted, and the kernel refuses executable memory; slower, and "
     "without `WebAssembly` in JavaScript."

@@ -209,7 +209,8 @@ class Request:
             await self.claim.settle(status, sent, body, work_done=self.work_done)
         self.started = True
         if self._standings:
-            sent += headers_of_standings(self._standings)
+            wait_s = next((int(text) for name, text in headers if name == b"retry-after"), 0)
+            sent += headers_of_standings([one.after(wait_s) for one in self._standings])
         sent.append((b"x-request-id", self.request_id.encode()))
         sent.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": sent})

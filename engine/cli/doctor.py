@@ -45,6 +45,11 @@ class Check:
     detail: str
     remedy: str = ""
     required: bool = True
+    lack: str = "missing"  # what it is called if it is not ok, and not required
+
+    @property
+    def state(self) -> str:
+        return "ok" if self.ok else "FAILED" if self.required else self.lack
 
 
 def doctor(session: Session, *, strict: bool, **given: str | None) -> None:
@@ -56,7 +61,7 @@ def doctor(session: Session, *, strict: bool, **given: str | None) -> None:
     document = {
         "ok": not failed,
         "isolation_required": "strict" if strict else "best_effort",
-        "checks": [asdict(check) | ({"remedy": ""} if check.ok else {}) for check in checks],
+        "checks": [_shown(check) for check in checks],
         "versions": _versions(),
     }
     if session.as_json:
@@ -66,6 +71,12 @@ def doctor(session: Session, *, strict: bool, **given: str | None) -> None:
     if failed:
         session.screen.say(f"failed: {', '.join(check.name for check in failed)}")
         raise typer.Exit(1)
+
+
+def _shown(check: Check) -> dict[str, Any]:
+    shown = asdict(check) | ({"remedy": ""} if check.ok else {})
+    del shown["lack"]
+    return shown
 
 
 def parameters() -> list[Parameter]:
@@ -80,15 +91,14 @@ def parameters() -> list[Parameter]:
 def _report(checks: list[Check], versions: Any) -> Iterator[str]:
     width = max(len(check.name) for check in checks)
     for check in checks:
-        mark = "ok     " if check.ok else "FAILED " if check.required else "missing"
-        yield f"{mark}  {check.name:<{width}}  {check.detail}"
+        yield f"{check.state:7}  {check.name:<{width}}  {check.detail}"
         if check.remedy and not check.ok:
             yield f"{'':7}  {'':<{width}}  remedy: {check.remedy}"
     yield "versions  " + ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _layers(*, required: bool) -> Iterator[Check]:
-    from sandbox.lockdown import probe  # loads the C library: only this verb needs it
+    from sandbox.lockdown import FILTER, probe  # loads the C library: only this verb needs it
 
     for layer in probe():
         yield Check(
@@ -99,7 +109,7 @@ def _layers(*, required: bool) -> Iterator[Check]:
             required=required,
         )
     # Only projects that ask for it need the last one, so its lack alone fails nothing.
-    filtered = probe(hardened=True)[-1]
+    filtered = next(layer for layer in probe(hardened=True) if layer.name == FILTER)
     yield Check(
         name="isolation: hardened",
         ok=filtered.active,
@@ -117,6 +127,24 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _key_file(settings)
     yield _port(settings)
     yield _egress(settings)
+    yield _memory(settings)
+
+
+def _memory(settings: Settings) -> Check:
+    from engine.memory_budget import budget_bytes, least_mb  # loads the dispatcher
+    from runtimes.contract import MIB
+
+    budget_mb = budget_bytes(settings.memory_budget_mb) // MIB
+    needed_mb = least_mb(settings)
+    return Check(
+        name="memory budget",
+        ok=budget_mb >= needed_mb,
+        detail=f"{budget_mb} MB for all cells; those kept warm and a working one take {needed_mb}",
+        remedy="raise CLOUDCODE_MEMORY_BUDGET_MB (0: 70 % of what there is), or lower "
+        "CLOUDCODE_WARM_CELLS or CLOUDCODE_CELL_MEMORY_MB: working cells are ended for it",
+        required=False,
+        lack="small",
+    )
 
 
 def _egress(settings: Settings) -> Check:
@@ -131,6 +159,7 @@ def _egress(settings: Settings) -> Check:
         detail=f"not public, and opened: {opened}; closed: {closed}; NAT64: {gateways}",
         remedy="take this machine out of CLOUDCODE_EGRESS_ALLOW: functions reach its services",
         required=False,
+        lack="open",
     )
 
 

@@ -16,11 +16,11 @@ REMEDIES: Final[Mapping[str, str]] = {
     "unauthorized": "give an API key with --key or CLOUDCODE_KEY; "
     "the first start of `cloudcode serve` prints the admin key once",
     "forbidden_scope": "use a key that holds the scope; "
-    'an admin makes one with POST /v1/api-keys {"name": ..., "scopes": [...]}',
+    "an admin makes one with `cloudcode keys create NAME --scope SCOPE`",
     "not_found": "see what there is: `cloudcode functions list`, `cloudcode devices list`, "
     "`cloudcode products list`",
     "rate_limited": "wait so long, or have an admin allow more: "
-    'PATCH /v1/api-keys/KEY {"requests_per_minute": ...}, 0 for no limit',
+    "`cloudcode keys set KEY --requests-per-minute 600`, 0 for no limit",
     "function_error": "read what it wrote: `cloudcode logs {execution_id}`",
     "function_timeout": "raise it with `cloudcode deploy --wall-ms`; "
     "`cloudcode limits` shows the most",
@@ -34,6 +34,8 @@ REMEDIES: Final[Mapping[str, str]] = {
 }
 # What lists the things of which one was not found, by how the engine calls them.
 LISTS: Final[Mapping[str, str]] = {
+    "project": "projects list",
+    "API key": "keys list",
     "function": "functions list",
     "device": "devices list",
     "product": "products list",

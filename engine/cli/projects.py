@@ -1,5 +1,6 @@
 """`cloudcode projects`: tenants, how their code is walled in, and what each may use."""
 
+import math
 from typing import Annotated, Any, Final
 
 import typer
@@ -99,9 +100,10 @@ def _amount(name: str, text: str) -> float | int | None:
     if text == DEFAULT:
         return None
     try:
-        return float(text) if name.startswith("cpu_seconds") else int(text)
+        amount = float(text) if name.startswith("cpu_seconds") else int(text)
+        if math.isfinite(amount):
+            return amount
     except ValueError:
-        option = name.replace("_", "-")
-        raise Misused(
-            f"{text!r} of --{option} is no number", remedy="for example 50, or default"
-        ) from None
+        pass
+    option = name.replace("_", "-")
+    raise Misused(f"{text!r} of --{option} is no number", remedy="for example 50, or default")

@@ -32,11 +32,24 @@ def worker(session: Session, **given: str | None) -> None:
 
 def _run(settings: Settings, kind: Literal["serve", "worker"]) -> None:
     from engine.serve import run  # the whole engine: only these verbs need it
+    from sandbox.supervisor import LayersMissing, SandboxError
 
     try:
         run(settings, kind)
     except EngineError as error:
         raise Failure(str(error)) from error
+    except LayersMissing as error:
+        lines = "".join(
+            f"\n  {one.name}: {one.detail}. Remedy: {one.remedy}" for one in error.missing
+        )
+        raise Failure(
+            f"cannot start with --isolation-required strict; layers that are missing:{lines}",
+            remedy="`cloudcode doctor` tries each",
+        ) from error
+    except SandboxError as error:
+        raise Failure(
+            f"cannot start: {error}", remedy="`cloudcode doctor` tries each layer of the lockdown"
+        ) from error
     except OSError as error:
         raise Failure(
             f"cannot start on {settings.host}:{settings.port}: {error.strerror or error}",
@@ -54,13 +67,22 @@ def settings_from(given: dict[str, str | None]) -> Settings:
     try:
         return Settings(**named)
     except ValidationError as error:
-        wrong = [f"{flag(str(part['loc'][0]))}: {part['msg']}" for part in error.errors()]
+        wrong = [
+            f"{flag(name) if (name := str(part['loc'][0])) in named else variable(name)}: "
+            + part["msg"].removeprefix("Value error, ")
+            for part in error.errors()
+        ]
         raise Misused("; ".join(wrong), remedy="`cloudcode serve --help` shows each one") from None
 
 
 def flag(field: str) -> str:
     """Return a field's option: `data_dir` -> `--data-dir`."""
     return "--" + field.replace("_", "-")
+
+
+def variable(field: str) -> str:
+    """Return a field's variable of the environment: `data_dir` -> `CLOUDCODE_DATA_DIR`."""
+    return f"{Settings.model_config.get('env_prefix', '')}{field}".upper()
 
 
 def options(*only: str) -> list[inspect.Parameter]:
@@ -70,11 +92,11 @@ def options(*only: str) -> list[inspect.Parameter]:
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    variable = f"{Settings.model_config.get('env_prefix', '')}{name}".upper()
+    named = variable(name)
     secret = "SecretStr" in str(field.annotation)
     default = "" if field.default in (None, "", ()) else f" [default: {field.default}]"
-    warning = f" Seen in the process list: prefer {variable}." if secret else f" [{variable}]"
-    help_text = (field.description or f"As {variable}.").rstrip() + warning + default
+    warning = f" Seen in the process list: prefer {named}." if secret else f" [{named}]"
+    help_text = (field.description or f"As {named}.").rstrip() + warning + default
     option = typer.Option(
         flag(name), help=help_text.replace("[", r"\["), metavar="TEXT", show_default=False
     )

@@ -52,7 +52,7 @@ class Functions:
             raise CalledTooDeep(run.depth, path)
         if run.free_budget <= 0:
             self._counts["loops_stopped"] += 1
-            raise CausalBudgetExceeded(path)
+            raise CausalBudgetExceeded(path, *run.share)
         spend_bytes(run, len(arguments))
         count = 1 + sum(isinstance(effect, CallEffect) for effect in run.effects)
         most = run.limits.function_calls

@@ -15,19 +15,24 @@ from sqlalchemy import (
     Select,
     delete,
     func,
+    or_,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from engine.breaker_rules import LOOK_MS, look_again_ms
+from engine.breaker_rules import AHEAD_MS_MAX, LOOK_MS, look_again_ms
+from engine.clock import wall_clock
 from engine.store.changes import note_change
+from engine.store.deployments import live_deployment
+from engine.store.flow import hold_back
 from engine.store.pages import Page, Paged, page_of, paged
 from engine.store.run_queue import PRIORITIES
+from engine.store.server_time import database_ms
 from engine.store.tables import breakers, dead_letters, devices, functions, run_queue, versions
 
 OPEN: Final = "open"
-HALF_OPEN: Final = "half_open"  # a trial is under way; if its node dies, the next begins at `until`
+HALF_OPEN: Final = "half_open"  # a trial is under way; it is lost with its node, or at `until`
 CHANGE: Final = "breakers"  # in the feed of changes
 OLD_MS: Final = 24 * 3_600_000  # a breaker that nobody has asked for so long is forgotten
 Woken = list[tuple[str, int, int]]
@@ -44,6 +49,7 @@ class Breaker:
     version_id: str
     device_id: str  # empty: the whole version
     state: str
+    node_id: str | None = None  # whose the trial is that is under way
     error: dict[str, Any]  # {status, name, message, limit} of the last failure
     failures: int
     openings: int
@@ -87,13 +93,19 @@ def find_breaker(connection: Connection, project_id: str, breaker_id: str) -> Br
 
 
 def open_breaker(connection: Connection, breaker: Breaker) -> bool:
-    """Insert it; False: another node was first, or the version is not there any more."""
+    """Insert it; False: another node was first, or the version is not live any more.
+
+    Who deploys deletes the breakers of what it replaces (`forget_replaced`): what is live is asked
+    here, so that none comes after that which nobody would delete.
+    """
     old = delete(breakers).where(
         _rows.project_id == breaker.project_id, _rows.until_ms < breaker.opened_ms - OLD_MS
     )
     connection.execute(old)
-    known = select(versions.c.id).where(versions.c.id == breaker.version_id)
-    if connection.execute(known).first() is None:
+    known = select(versions.c.number).where(versions.c.id == breaker.version_id)
+    number = connection.execute(known).scalar()
+    live = live_deployment(connection, breaker.function_id)
+    if live is None or number not in {share.version for share in live.versions}:
         return False
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     row = {name: getattr(breaker, name) for name in breakers.columns.keys()}  # noqa: SIM118
@@ -109,8 +121,11 @@ def begin_trial(connection: Connection, breaker: Breaker, now_ms: int, until_ms:
     """Claim the trial that is due; it counts as lost at `until_ms`. False: somebody else has it."""
     claimed = (
         update(breakers)
-        .where(_rows.id == breaker.id, _rows.until_ms <= now_ms)
-        .values(state=HALF_OPEN, until_ms=until_ms)
+        .where(
+            _rows.id == breaker.id,
+            or_(_rows.until_ms <= now_ms, _rows.until_ms > now_ms + AHEAD_MS_MAX),  # see `is_due`
+        )
+        .values(state=HALF_OPEN, until_ms=until_ms, node_id=connection.info.get("node_id"))
     )
     if connection.execute(claimed).rowcount != 1:
         return False
@@ -125,6 +140,7 @@ def open_again(connection: Connection, breaker: Breaker, until_ms: int) -> bool:
         .where(_rows.id == breaker.id)
         .values(
             state=OPEN,
+            node_id=None,
             until_ms=until_ms,
             openings=breaker.openings,
             error=msgspec.json.encode(breaker.error).decode(),
@@ -134,6 +150,24 @@ def open_again(connection: Connection, breaker: Breaker, until_ms: int) -> bool:
         return False
     note_change(connection, CHANGE, breaker.project_id)
     return True
+
+
+def free_trials(connection: Connection, node_id: str | None) -> None:
+    """Make another trial due now: the node of the one under way is gone; None: every node is.
+
+    What is locked, a transaction of that node has, and `until_ms` holds for it as before.
+    """
+    lost = select(_rows.id, _rows.project_id).where(_rows.state == HALF_OPEN)
+    if node_id is not None:
+        lost = lost.where(_rows.node_id == node_id)
+    found = connection.execute(lost.with_for_update(skip_locked=True)).all()
+    if not found:
+        return
+    now_ms = database_ms(connection) or wall_clock()
+    due = update(breakers).where(_rows.id.in_([row.id for row in found]))
+    connection.execute(due.values(until_ms=now_ms, node_id=None))
+    for project_id in sorted({row.project_id for row in found}):
+        note_change(connection, CHANGE, project_id, also_here=True)
 
 
 def close_breaker(
@@ -190,16 +224,31 @@ def forget_replaced(
 
 
 def put_off_runs(
-    connection: Connection, node_id: str, ids: Collection[str], due_ms: int
+    connection: Connection,
+    node_id: str,
+    ids: Collection[str],
+    due_ms: int,
+    lane: str | None = None,
 ) -> list[str]:
-    """Give runs of this node back unstarted, to be claimed when they are due."""
+    """Give runs of this node back unstarted, to be claimed when they are due.
+
+    Args:
+        connection: in a transaction.
+        node_id: this node's.
+        ids: theirs.
+        due_ms: when they may be claimed again.
+        lane: their ordered lane: what the node has of it waits behind them, as for a retry.
+    """
     change = (
         update(run_queue)
         .where(run_queue.c.id.in_(ids), run_queue.c.node_id == node_id)
         .values(node_id=None, due_ms=due_ms)
         .returning(run_queue.c.id)
     )
-    return list(connection.execute(change).scalars())
+    given_back = list(connection.execute(change).scalars())
+    if lane is not None:
+        hold_back(connection, lane, node_id)
+    return given_back
 
 
 def _wake(

@@ -18,20 +18,26 @@ class Noted:
     of: str
 
 
-def note_change(connection: Connection, kind: str, of: str = "") -> None:
+def note_change(
+    connection: Connection, kind: str, of: str = "", *, also_here: bool = False
+) -> None:
     """Tell the other nodes, in this transaction, that what they know of `of` is old.
 
     Args:
         connection: the writer's.
         kind: function | triggers | device | keys | projects | connections | breakers.
         of: the id of the function, product (triggers), device or project (the last two).
+        also_here: this node does not know it by itself.
     """
     if connection.dialect.name == "sqlite":
         return  # there is no other node
     in_turn(connection)  # who has read number 7 never looks for 6 again
     connection.execute(
         insert(changes).values(
-            node_id=connection.info.get("node_id"), kind=kind, of=of, at_ms=wall_clock()
+            node_id=None if also_here else connection.info.get("node_id"),
+            kind=kind,
+            of=of,
+            at_ms=wall_clock(),
         )
     )
     connection.info["noted"] = True

@@ -1,4 +1,4 @@
-"""Nodes that are alive, and what is theirs: runs of `run_queue`, deliveries on their way.
+"""Nodes that are alive, and what is theirs: runs of `run_queue`, deliveries, breakers' trials.
 
 Path:   engine.nodes -> journal -> here
 Never:  lets two nodes have one run: whoever takes over deletes the node's row in the same
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from engine.store.breakers import free_trials
 from engine.store.tables import PARKED, deliveries, nodes, run_queue
 
 _ON_THEIR_WAY = ("queued", "retrying", "sending", "held")
@@ -74,12 +75,14 @@ def take_over(connection: Connection, dead_id: str, last_beat: int) -> Takeover 
     if connection.execute(silent.with_for_update(skip_locked=True)).first() is None:
         return None
     connection.execute(delete(nodes).where(nodes.c.id == dead_id))
+    free_trials(connection, dead_id)
     return _free(connection, dead_id)
 
 
 def leave(connection: Connection, node_id: str) -> Takeover:
     """Free everything of a node that stops."""
     connection.execute(delete(nodes).where(nodes.c.id == node_id))
+    free_trials(connection, node_id)
     change = update(run_queue).where(run_queue.c.node_id == node_id).values(node_id=None)
     runs = connection.execute(change).rowcount
     return Takeover(runs=runs, deliveries=_free_deliveries(connection, node_id))
@@ -88,6 +91,7 @@ def leave(connection: Connection, node_id: str) -> Takeover:
 def leave_alone(connection: Connection) -> None:
     """Free everything: this process is the only one on its database, and has just started."""
     connection.execute(delete(nodes))
+    free_trials(connection, None)
     connection.execute(
         update(run_queue)
         .where(run_queue.c.node_id.is_not(None), run_queue.c.node_id != PARKED)

@@ -584,6 +584,7 @@ breakers: Final = Table(
     Column("version_id", Text, nullable=False),
     Column("device_id", Text, nullable=False),  # empty: the whole version
     Column("state", Text, nullable=False),  # open | half_open
+    Column("node_id", Text),  # half_open: whose trial is under way
     Column("error", Text, nullable=False),  # JSON {status, name, message} of the last failure
     Column("failures", Integer, nullable=False),  # that opened it
     Column("openings", Integer, nullable=False),  # in a row: each is longer than the one before

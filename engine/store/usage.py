@@ -1,7 +1,7 @@
 """What projects have used (table `usage`): added up by all nodes, read by each.
 
 Path:   engine.usage (once a second, in the journal's transaction), api.usage -> here
-Never:  replaces a sum: every node only adds to it.
+Never:  replaces a sum: every node only adds to it. What is owed is stored once, and stays.
 """
 
 from collections.abc import Sequence
@@ -60,6 +60,14 @@ def add(
     return {
         (row.project_id, row.period): (row.cpu_us, row.runs) for row in connection.execute(query)
     }
+
+
+def carry(connection: Connection, owed: Sequence[Delta]) -> None:
+    """Store what projects owe to a minute, where no other node has."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    names = usage.columns.keys()
+    rows = [dict(zip(names, row, strict=True)) for row in owed]
+    connection.execute(dialect.insert(usage).on_conflict_do_nothing(), rows)
 
 
 def forget(connection: Connection, minute: str) -> None:

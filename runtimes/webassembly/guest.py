@@ -231,8 +231,8 @@ class Guest:
                 return
         try:
             output = b"[" + b",\n".join(self._out) + b"]"  # a line each: see engine.messages
-        except MemoryError as error:  # of ours: no run of these may be told that it is its own
-            self._on_broken(self, repr(error))
+        except MemoryError:  # of ours: no run of these may be told that it is its own
+            self._on_broken(self, "full")
         self._out = []
         self.busy = False
         self._on_output(self, 0, output)
@@ -257,6 +257,8 @@ class Guest:
             self._hand_on()
         except Aborted:
             return  # closed while a run waited
+        except MemoryError:  # ours: what runs here goes on in cells of their own
+            self._on_broken(self, "full")
         except Exception as error:  # noqa: BLE001 - ours: the cell ends, the engine is told
             self._on_broken(self, repr(error))
 

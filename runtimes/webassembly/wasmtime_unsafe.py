@@ -104,7 +104,7 @@ class WasmEngine:
         Args:
             fuel: have its code count what it does.
             lines: keep a module's DWARF, and read it when the module traps.
-            images: keep a module's first memory in a file that instances map copy-on-write.
+            images: make an image of a module's first memory, which each instance copies.
             hardened: compile for the interpreter, which needs no executable memory.
         """
         os.putenv("WASMTIME_BACKTRACE_DETAILS", "1" if lines else "0")

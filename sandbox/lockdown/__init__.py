@@ -29,6 +29,7 @@ from sandbox.lockdown.rlimits import open_statm
 from sandbox.lockdown.seccomp_unsafe import CompiledFilter
 
 __all__ = [
+    "FILTER",
     "Birth",
     "Layer",
     "Prepared",
@@ -41,6 +42,7 @@ __all__ = [
     "spawn",
 ]
 
+FILTER: Final = seccomp_unsafe.NAME  # the layer that makes a cell hardened
 PROBE_S: Final = 30.0  # it takes a fifth of a second
 LAYER_NAMES = (
     process_unsafe.PROCESS,
@@ -59,36 +61,19 @@ class Prepared:
 
     zygote: int  # a pidfd of it, which says when it ends
     seccomp: CompiledFilter | Layer  # a Layer says why there is no filter
-    seccomp_memory_files: CompiledFilter | Layer  # the same, for cells that make memory files
-    seccomp_hardened: CompiledFilter | Layer  # ... for hardened ones of each sort
-    seccomp_hardened_memory_files: CompiledFilter | Layer
-
-    def filter(self, *, memory_files: bool, hardened: bool) -> CompiledFilter | Layer:
-        if hardened:
-            return self.seccomp_hardened_memory_files if memory_files else self.seccomp_hardened
-        return self.seccomp_memory_files if memory_files else self.seccomp
+    seccomp_hardened: CompiledFilter | Layer  # the same, for hardened cells
 
 
 def prepare() -> Prepared:
     """Do the slow part once, in the zygote, which starts a subprocess for it (10 ms)."""
     if sys.platform != "linux":
         none = _not_linux(seccomp_unsafe.NAME)
-        return Prepared(
-            zygote=-1,
-            seccomp=none,
-            seccomp_memory_files=none,
-            seccomp_hardened=none,
-            seccomp_hardened_memory_files=none,
-        )
+        return Prepared(zygote=-1, seccomp=none, seccomp_hardened=none)
     libc()  # warms its handle, which every cell then shares
     return Prepared(
         zygote=os.pidfd_open(os.getpid()),
         seccomp=seccomp_unsafe.compile_filter(),
-        seccomp_memory_files=seccomp_unsafe.compile_filter(memory_files=True),
         seccomp_hardened=seccomp_unsafe.compile_filter(hardened=True),
-        seccomp_hardened_memory_files=seccomp_unsafe.compile_filter(
-            memory_files=True, hardened=True
-        ),
     )
 
 
@@ -98,7 +83,6 @@ def lock_down(
     *,
     birth: Birth,
     statm: int = -1,
-    memory_files: bool = False,
     hardened: bool = False,
 ) -> tuple[Layer, ...]:
     """Apply every layer to this process, for good. Takes about 5 ms.
@@ -112,8 +96,6 @@ def lock_down(
         socket_fd: the only descriptor, above 2, that stays open.
         birth: from `spawn`.
         statm: a descriptor that stays open too, for `cap_memory`.
-        memory_files: Wasmtime's: it keeps a module's first memory in a sealed memfd, which every
-            instance maps copy-on-write. They have no name, and reach no file system.
         hardened: no memory can become executable any more, and none that is can be written.
 
     Returns:
@@ -123,7 +105,7 @@ def lock_down(
     if sys.platform != "linux":
         return tuple(_not_linux(name) for name in LAYER_NAMES)
     loose = executable_unsafe.seal_executable() if hardened else ""
-    compiled = prepared.filter(memory_files=memory_files, hardened=hardened)
+    compiled = prepared.seccomp_hardened if hardened else prepared.seccomp
     pid = birth.wait()
     process = process_unsafe.cut_loose(
         keep=(socket_fd, statm, prepared.zygote), zygote=prepared.zygote
@@ -136,7 +118,7 @@ def lock_down(
     counted_alone = namespaces_unsafe.counts_threads(birth)
     return (
         process,
-        rlimits.cap_resources(memory_files=memory_files, counted_alone=counted_alone),
+        rlimits.cap_resources(counted_alone=counted_alone),
         namespaces,
         user,
         process_unsafe.give_up_privileges(),

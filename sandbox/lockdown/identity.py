@@ -1,7 +1,7 @@
 """Makes a cell a user that is nobody else: not root, in no group, with files of its own: none.
 
 Path:   sandbox.lockdown.lock_down -> namespaces_unsafe.settle -> here
-Never:  gives two live cells of this machine one user, where it may choose.
+Never:  gives two live cells of one pid namespace one user, where it may choose.
 """
 
 import os
@@ -12,8 +12,9 @@ from sandbox.lockdown.layer import Layer, missing, standing
 NAME = "identity"
 
 # A cell's own user is this plus its pid, which is below 2**22: so no two live cells share one,
-# those of two engines neither. Above what useradd, systemd, containers and directories give away
-# ("Users, Groups, UIDs and GIDs on systemd systems", systemd.io), below 2**31, which is -1 to some.
+# those of two engines neither. In two containers of one machine that share its users, they may.
+# Above what useradd, systemd, containers and directories give away ("Users, Groups, UIDs and GIDs
+# on systemd systems", systemd.io), below 2**31, which is -1 to some.
 FIRST_UID: Final = 2_100_000_000
 NOBODY: Final = 65534  # in a container that has no more than 65,536 users
 

@@ -10,6 +10,8 @@ import errno
 import os
 import re
 import resource
+import select
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from sandbox.lockdown.rlimits import USER_THREADS_MAX
 NAME = "namespaces"
 HOST_NAME = b"cell"
 INSIDE_ID = 65534  # what a cell takes itself for, whatever it is outside
+BIRTH_MS = 5_000  # from the order to the fork in its namespace: it takes one
 NO_PROCESS_CODE = 70  # exit status of a process that became no cell
 
 # <linux/sched.h>
@@ -88,8 +91,8 @@ def spawn(live: Callable[[Birth], NoReturn]) -> int:
     Args:
         live: what the cell does, for good.
 
-    Returns:
-        0 if the node is out of processes or memory.
+    Raises:
+        OSError: the node is out of processes, memory or files, or does not answer.
     """
     report, its_report = os.pipe()
     its_gate, gate = os.pipe()
@@ -98,22 +101,31 @@ def spawn(live: Callable[[Birth], NoReturn]) -> int:
     except OSError:
         for descriptor in (report, its_report, its_gate, gate):
             os.close(descriptor)
-        return 0
+        raise
     if between == 0:
         os.close(report)
         os.close(gate)
         _be_between(its_report, its_gate, live)
     os.close(its_report)
     os.close(its_gate)
-    said = os.read(report, 16)
+    answers = select.poll()
+    answers.register(report, select.POLLIN)
+    said = b"-%d" % errno.ETIMEDOUT
+    if answers.poll(BIRTH_MS):
+        said = os.read(report, 16) or b"-%d" % errno.ECHILD
+    else:  # all other cells wait for it
+        os.kill(between, signal.SIGKILL)
     os.close(report)
     os.waitpid(between, 0)
     # Now we are its parent. It waits for that: a parent's death is what ends it, from then on.
+    pid = int(said)
     with suppress(BrokenPipeError):  # it has ended
-        if said:
+        if pid > 0:
             os.write(gate, said)
     os.close(gate)
-    return int(said or 0)
+    if pid < 0:
+        raise OSError(-pid, os.strerror(-pid))
+    return pid
 
 
 def settle(birth: Birth, become: Callable[[], Layer]) -> tuple[Layer, Layer]:
@@ -151,10 +163,14 @@ def counts_threads(birth: Birth) -> bool:
 
 
 def _be_between(report: int, gate: int, live: Callable[[Birth], NoReturn]) -> NoReturn:
-    """Make the pid namespace, fork the cell into it, tell its pid, and end."""
+    """Make the pid namespace, fork the cell into it, tell its pid, or -errno, and end."""
     try:
-        birth = _make_pid_namespace(Birth(gate=gate, privileged=False))
-        pid = os.fork()
+        birth = Birth(gate=gate, privileged=False)
+        try:
+            _make_pid_namespace(birth)
+            pid = os.fork()
+        except OSError as error:
+            pid = -(error.errno or errno.EIO)
         if pid == 0:
             os.close(report)  # if the process between is gone, the zygote must not wait for us
             live(birth)
@@ -163,7 +179,7 @@ def _be_between(report: int, gate: int, live: Callable[[Birth], NoReturn]) -> No
         os._exit(NO_PROCESS_CODE)
 
 
-def _make_pid_namespace(birth: Birth) -> Birth:
+def _make_pid_namespace(birth: Birth) -> None:
     # The kernel keeps this number for the user outside of the cell's namespace, where it counts
     # the threads of all cells if they share their user. See rlimits.
     with suppress(OSError, ValueError):  # the layer `rlimits` will say so
@@ -175,16 +191,17 @@ def _make_pid_namespace(birth: Birth) -> Birth:
     except OSError as error:
         if error.errno != errno.EPERM or os.geteuid() == 0:
             birth.failed["pid"] = str(error.strerror)
-            return birth
+            return
     else:
         birth.privileged = True
-        return birth
-    with _own_proc(birth.failed) as own_proc, _named("user", birth.failed):
-        _make_user(own_proc)
-        birth.mapped = True
+        return
+    with _own_proc(birth.failed) as own_proc:
+        if "user" not in birth.failed:
+            with _named("user", birth.failed):
+                _make_user(own_proc)
+                birth.mapped = True
     with _named("pid", birth.failed):
         _unshare(CLONE_NEWPID)
-    return birth
 
 
 def _make_world(failed: dict[str, str]) -> None:
@@ -209,7 +226,9 @@ def _empty_root() -> None:
     os.chdir("/proc")
     # The old root comes to lie over the new one, in the same place, and is taken away from there:
     # see "pivot_root(".", ".")" in pivot_root(2).
-    number = PIVOT_ROOT[os.uname().machine]
+    number = PIVOT_ROOT.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     checked(libc().syscall(ctypes.c_long(number), b".", b"."))
     checked(libc().umount2(b".", MNT_DETACH))
     os.chdir("/")

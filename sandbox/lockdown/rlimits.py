@@ -22,12 +22,13 @@ DESCRIPTORS_MAX = 8
 
 # Threads. The kernel counts them for each user of each user namespace, and for that user outside as
 # well. So a cell with a user namespace of its own has its own number: one for each isolate (150),
-# or for each run of a module. Elsewhere, also before Linux 5.14, all cells of the node share the
-# higher number, which is only a ceiling for a bomb; for root there is none.
-CELL_THREADS_MAX = 256
-MEMORY_FILE_CELL_THREADS_MAX = 1_024
-USER_THREADS_MAX = 8_192
+# or for each run of a module. All cells of the node share the higher number, which is the only one
+# where they are not counted alone, also before Linux 5.14; root has none. It leaves room for bombs
+# in 85 cells, so that those of one project keep no other's cells from starting.
+CELL_THREADS_MAX = 384
+USER_THREADS_MAX = 32_768
 
+OOM_SCORE = 1_000  # the kernel takes a cell before the engine, its database, or anybody else
 NICENESS = 5  # weight 335 against 1024: a third of the engine's share when all are busy
 
 # V8 reserves 1.5 TB and uses little of it. What is only looked at costs page tables, which no limit
@@ -40,27 +41,19 @@ LIMITS: Final[dict[str, int]] = {
     "RLIMIT_CORE": 0,  # a core dump would hold a tenant's data
     "RLIMIT_FSIZE": 0,
     "RLIMIT_MEMLOCK": 0,
+    "RLIMIT_STACK": 8 * 1024 * 1024,  # of the main thread, which RLIMIT_DATA does not count
     "RLIMIT_AS": ADDRESSES_BYTES_MAX,
 }
-# Cells of WebAssembly: one memfd for each loaded module, of its first memory.
-MEMORY_FILE_LIMITS: Final[dict[str, int]] = LIMITS | {
-    "RLIMIT_NPROC": MEMORY_FILE_CELL_THREADS_MAX,
-    "RLIMIT_NOFILE": DESCRIPTORS_MAX + 256,
-    "RLIMIT_FSIZE": 64 * 1024 * 1024,  # Landlock leaves no other file to write to
-}
 
 
-def cap_resources(*, memory_files: bool, counted_alone: bool) -> Layer:
+def cap_resources(*, counted_alone: bool) -> Layer:
     """Lower each limit for good; the hard one is never raised, so it needs no privilege.
 
     Args:
-        memory_files: see `sandbox.lockdown.lock_down`.
         counted_alone: the kernel counts the threads of this cell by themselves.
     """
     failed = []
-    limits = MEMORY_FILE_LIMITS if memory_files else LIMITS
-    if not counted_alone:
-        limits = limits | {"RLIMIT_NPROC": USER_THREADS_MAX}
+    limits = LIMITS if counted_alone else LIMITS | {"RLIMIT_NPROC": USER_THREADS_MAX}
     for name, wanted in limits.items():
         kind = getattr(resource, name)
         try:
@@ -101,14 +94,20 @@ def cap_memory(statm: int, more_bytes: int) -> None:
 
 
 def let_the_engine_go_first() -> None:
-    """Be nice; needs a /proc."""
-    with suppress(OSError):  # a courtesy, not a wall
+    """Be nice, and the first to end when memory is short; needs a /proc."""
+    with suppress(OSError):  # courtesies, not walls
+        _write("/proc/self/oom_score_adj", OOM_SCORE)
+    with suppress(OSError):
         os.nice(NICENESS)
         # With autogroups, nice only counts within one session, and each cell has its own: then
         # the session has to be nice as a whole. See "The autogroup feature" in sched(7). An
         # ordinary user may do this once in 100 ms only; the loser just stays at the default.
-        autogroup = os.open("/proc/self/autogroup", os.O_WRONLY)  # not Path: 0.8 ms in a new fork
-        try:
-            os.write(autogroup, b"%d" % NICENESS)
-        finally:
-            os.close(autogroup)
+        _write("/proc/self/autogroup", NICENESS)
+
+
+def _write(name: str, number: int) -> None:
+    descriptor = os.open(name, os.O_WRONLY)  # not Path: 0.8 ms in a new fork
+    try:
+        os.write(descriptor, b"%d" % number)
+    finally:
+        os.close(descriptor)

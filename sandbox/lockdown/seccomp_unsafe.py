@@ -29,8 +29,7 @@ ALLOWED: Final[tuple[str, ...]] = (
     "close",
     "shutdown",
     "getpeername",  # repr() of a socket, as in a traceback
-    "getsockname",  # socket.socket(fileno=...) asks for family and type
-    "getsockopt",
+    "getsockname",  # socket.socket(fileno=...) asks for the family
     "fstat",
     "lseek",
     "poll",
@@ -39,7 +38,7 @@ ALLOWED: Final[tuple[str, ...]] = (
     "pselect6",
     # Memory.
     "brk",
-    "mremap",
+    "mremap",  # realloc() of large blocks: a compiler without it needs twice the memory
     "munmap",
     "pkey_alloc",
     "pkey_free",
@@ -113,6 +112,9 @@ REFUSED: Final[dict[str, int]] = {
         errno.EACCES,
     ),
     "clone3": errno.ENOSYS,  # its flags lie in memory, out of a filter's sight; glibc then clones
+    # Wasmtime would keep a module's first memory in one, but no limit counts them once they are
+    # mapped and closed. As on a kernel without, it then copies the data into each instance.
+    "memfd_create": errno.ENOSYS,
     "membarrier": errno.ENOSYS,  # a probe with a fallback everywhere; not seen on x86-64
     "prctl": errno.EINVAL,  # V8 names its mappings; a kernel without that answers the same
 }
@@ -132,11 +134,16 @@ FUTEX_PRIVATE_OR_REALTIME = 0x180
 MSG_FLAGS = 0x40 | 0x4000 | 0x100
 
 F_GETFD, F_SETFD, F_GETFL = 1, 2, 3
-F_ADD_SEALS = 1033
-MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
 FIONBIO = 0x5421  # how Python makes a socket (non-)blocking
 RLIMIT_DATA = 2  # <asm-generic/resource.h>
-MADV_HWPOISON = 100  # the first advice that can harm the machine; root may give it
+# <asm/socket.h>: level, then type, error, protocol, domain. Not SO_PEERPIDFD, which would make a
+# handle of the engine, nor SO_PEERCRED.
+SOL_SOCKET = 1
+SOCKET_OPTIONS = (3, 4, 38, 39)
+# <asm-generic/mman-common.h>: how memory is used, given back, left out of huge pages, dumps, forks.
+# Not what pages it out, merges it, fills it or poisons it.
+ADVICES = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17)
+ADVICES_END = 18
 SYSTEM_CLOCKS = 0xF  # clock ids 0 to 15; negative ones are CPU clocks, of any process ...
 THREAD_CPU_CLOCK = 0x8000_0004  # ... or of a thread, where the kernel shows only our own
 
@@ -149,11 +156,10 @@ class CompiledFilter:
     hardened: bool  # it kills whoever asks for executable memory
 
 
-def compile_filter(*, memory_files: bool = False, hardened: bool = False) -> CompiledFilter | Layer:
+def compile_filter(*, hardened: bool = False) -> CompiledFilter | Layer:
     """Build the filter, or say why it cannot be: slow (libseccomp is looked up), so in the zygote.
 
     Args:
-        memory_files: see `sandbox.lockdown.lock_down`.
         hardened: kill whoever asks for executable memory.
     """
     try:
@@ -172,8 +178,6 @@ def compile_filter(*, memory_files: bool = False, hardened: bool = False) -> Com
         rules.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
         rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, BINARY_TREE)
         add_policy(rules, hardened=hardened)
-        if memory_files:
-            _allow_memory_files(rules)
     except OSError as error:
         return _missing(error)
     return CompiledFilter(rules, hardened)
@@ -210,16 +214,8 @@ def add_policy(rules: "pyseccomp.SyscallFilter", *, hardened: bool = False) -> N
         rules.add_rule(action, name, *arguments)
 
 
-def _allow_memory_files(rules: "pyseccomp.SyscallFilter") -> None:
-    """Let Wasmtime make the sealed files without a name that instances map copy-on-write."""
-    from pyseccomp import ALLOW, EQ, Arg
-
-    rules.add_rule(ALLOW, "memfd_create", Arg(1, EQ, MFD_CLOEXEC | MFD_ALLOW_SEALING))
-    rules.add_rule(ALLOW, "fcntl", Arg(1, EQ, F_ADD_SEALS))
-
-
 def _argument_rules() -> "list[tuple[int, str, *tuple[pyseccomp.Arg, ...]]]":
-    from pyseccomp import ALLOW, EQ, ERRNO, GE, LT, MASKED_EQ, NE, Arg
+    from pyseccomp import ALLOW, EQ, ERRNO, GE, MASKED_EQ, NE, Arg
 
     def only_bits(argument: int, allowed: int) -> Arg:
         return Arg(argument, MASKED_EQ, ALL_32_BITS & ~allowed, 0)
@@ -233,8 +229,16 @@ def _argument_rules() -> "list[tuple[int, str, *tuple[pyseccomp.Arg, ...]]]":
         (ALLOW, "ioctl", Arg(1, EQ, FIONBIO)),
         (ERRNO(errno.ENOTTY), "ioctl", Arg(1, NE, FIONBIO)),  # open() asks: is it a terminal?
         *((ALLOW, "fcntl", Arg(1, EQ, command)) for command in (F_GETFD, F_SETFD, F_GETFL)),
-        (ALLOW, "madvise", Arg(2, LT, MADV_HWPOISON)),
-        (ERRNO(errno.EINVAL), "madvise", Arg(2, GE, MADV_HWPOISON)),  # as an older kernel would
+        *(
+            (ALLOW, "getsockopt", Arg(1, EQ, SOL_SOCKET), Arg(2, EQ, option))
+            for option in SOCKET_OPTIONS
+        ),
+        # What is refused, an older kernel would refuse in the same way.
+        *(
+            (ALLOW if advice in ADVICES else ERRNO(errno.EINVAL), "madvise", Arg(2, EQ, advice))
+            for advice in range(ADVICES_END)
+        ),
+        (ERRNO(errno.EINVAL), "madvise", Arg(2, GE, ADVICES_END)),
         (ALLOW, "prlimit64", Arg(0, EQ, 0), Arg(2, EQ, 0)),  # only to read, only our own
         # How the cell sets its own when it is ready; without privileges it can only be lowered.
         (ALLOW, "prlimit64", Arg(0, EQ, 0), Arg(1, EQ, RLIMIT_DATA)),

@@ -113,6 +113,17 @@ async def test_code_that_does_not_compile_names_its_line(project: Project) -> No
     assert await project.develop.items("/v1/functions") == []
 
 
+async def test_a_module_that_exports_only_main_is_told_what_a_module_exports(
+    shared: Project,
+) -> None:
+    """`main` is a handler of classic scripts; the list of handlers alone would mislead."""
+    body = {"name": "only-main", "source": "export async function main() { return 1 }"}
+
+    problem = await shared.develop.refused(422, "POST", "/v1/functions", body)
+
+    assert "in a module write `export default async function`" in problem["detail"]
+
+
 async def test_code_that_does_not_compile_names_its_file(shared: Project) -> None:
     """Of several files it is the wrong one."""
     files = {"name": "a", "files": {"main.js": "import './b/c.js'", "b/c.js": "\nlet y = ;"}}
@@ -366,6 +377,18 @@ async def test_every_route_stands_in_the_matrix_of_scopes(shared: Project) -> No
            ("POST", "/v1/functions/{name}/invoke"), ("POST", "/v1/jobs")}  # fmt: skip
 
     assert len(asked - hot) == len(SCOPED)
+
+
+async def test_what_a_function_may_call_says_how_loops_end(shared: Project) -> None:
+    """508 and 429 stand in the description of each route that a function's request can reach."""
+    paths = (await shared.admin.http.get("/openapi.json")).json()["paths"]
+
+    for path in (
+        "/f/{project}/{function}/{path}", "/v1/jobs", "/v1/writes", "/v2/things/{token}",
+        "/v1/devices/{device_id}/values", "/v1/functions/{name}/invoke",
+        "/v2/things/{token}/code/functions/{name}",
+    ):  # fmt: skip
+        assert {"429", "508"} <= paths[path]["post"]["responses"].keys(), path
 
 
 async def test_what_belongs_to_another_project_is_not_there(

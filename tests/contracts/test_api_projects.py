@@ -4,6 +4,7 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import insert
@@ -129,6 +130,39 @@ async def test_a_wrong_change_is_refused_with_its_field(shared: Project, case: s
     assert problem["errors"][0]["pointer"] == pointer, problem
     assert of_new.status_code in ({201, 422} if case == "a name" else {422})
     assert await shared.admin.ok("GET", path) == before
+
+
+@pytest.mark.parametrize("name", ["current", "a/b", ".", "..", "prj_1"])
+async def test_a_name_that_no_url_could_name_is_refused(shared: Project, name: str) -> None:
+    """It would be there, and nobody could show or change it."""
+    problem = await shared.admin.refused(422, "POST", "/v1/projects", {"name": name})
+
+    assert problem["errors"][0]["pointer"] == "/name"
+
+
+async def test_a_name_in_any_language_can_be_a_header(project: Project) -> None:
+    """Percent-encoded, as the command line sends it, and as plain UTF-8; a lone % is one."""
+    name, odd = f"ünï cødé {project.name}", f"100% {project.name}"
+    for each in (name, odd):
+        await project.admin.ok("POST", "/v1/projects", {"name": each})
+
+    for sent in (quote(name), name.encode(), odd, quote(odd)):
+        found = await project.admin.ok("GET", "/v1/functions", headers={"X-Project": sent})
+        assert found["items"] == []
+    problem = await project.admin.refused(404, "GET", "/v1/projects/nobody")
+    assert problem["detail"] == "no project 'nobody'"
+
+
+async def test_no_limit_has_no_sign_and_no_hair(project: Project) -> None:
+    """-0.0 is 0; what would be shown as 0, and is none, is refused with the least that is."""
+    path = f"/v1/projects/{project.id}"
+    own = {"cpu_seconds_per_minute": -0.0}
+    found = await project.admin.ok("PATCH", path, {"allowances": own})
+    own = {"cpu_seconds_per_minute": 0.0001}
+    problem = await project.admin.refused(422, "PATCH", path, {"allowances": own})
+
+    assert str(found["allowances"]["cpu_seconds_per_minute"]) in {"0", "0.0"}
+    assert "0.001 to" in problem["errors"][0]["message"]
 
 
 async def test_what_no_number_is_is_refused(shared: Project) -> None:

@@ -12,14 +12,19 @@ import pytest
 from sqlalchemy import Connection, insert, select
 
 from engine.breaker_rules import HARM_MAX
+from engine.clock import wall_clock
+from engine.ids import new_id
 from engine.settings import Settings
 from engine.store import breakers as store
+from engine.store import nodes as nodes_store
 from engine.store.breakers import HALF_OPEN, OPEN, Breaker
 from engine.store.database import Database
+from engine.store.deployments import Deployment, Share, insert_deployment
 from engine.store.journal import Journal
+from engine.store.nodes import NewNode
 from engine.store.projects import Project, insert_project
 from engine.store.run_queue import insert_rows, queue_row
-from engine.store.tables import functions, run_queue, versions
+from engine.store.tables import PARKED, functions, run_queue, versions
 from engine.wiring import open_platform
 from tests.standins.control_plane import Caller
 from tests.standins.servers import Postgres
@@ -53,8 +58,17 @@ def database(database_url: str) -> Iterator[Database]:
                     secrets="[]", message="", created_ms=NOW_MS,
                 )
             )  # fmt: skip
+        deploy(connection, (1, 50), (2, 50))
     yield opened
     opened.close()
+
+
+def deploy(connection: Connection, *shares: tuple[int, int]) -> None:
+    live = tuple(Share(version, percent) for version, percent in shares)
+    deployment = Deployment(
+        id=new_id("dep"), function_id="fn", versions=live, message="", created_ms=NOW_MS
+    )
+    insert_deployment(connection, deployment)
 
 
 @asynccontextmanager
@@ -91,8 +105,20 @@ async def test_two_nodes_that_open_at_once_open_one(database: Database) -> None:
     assert [one.id for one in await database.read(store.all_breakers)] == ["brk_1", "brk_3"]
 
 
+async def test_no_breaker_opens_for_a_version_that_was_just_replaced(database: Database) -> None:
+    """Nobody would close it: who deploys has deleted those of the versions before, already."""
+    async with journal_of(database) as journal:
+        await journal.run(deploy, (2, 100))
+
+        assert not await journal.run(store.open_breaker, FIRST)
+        assert await journal.run(store.open_breaker, replace(FIRST, version_id="v2"))
+
+
 async def test_a_trial_is_one_nodes_and_not_for_ever(database: Database) -> None:
-    """Nobody has it before it is due; then one has it; if that one dies, the next one has."""
+    """Nobody has it before it is due; then one has it; if that one dies, the next one has.
+
+    And if the clock is set back by two hours, nobody waits two hours for it.
+    """
     due_ms = FIRST.until_ms
     async with journal_of(database) as journal:
         await journal.run(store.open_breaker, FIRST)
@@ -102,9 +128,38 @@ async def test_a_trial_is_one_nodes_and_not_for_ever(database: Database) -> None
             for at_ms in (due_ms - 1, due_ms, due_ms, due_ms + 59_999, due_ms + 60_000)
         ]
 
+        set_back_ms = due_ms - 7_200_000
+        (now,) = await database.read(store.all_breakers, "prj")
+        assert await journal.run(store.begin_trial, now, set_back_ms, set_back_ms + 60_000)
+
     assert claims == [False, True, False, False, True]
-    (now,) = await database.read(store.all_breakers, "prj")
     assert (now.state, now.until_ms) == (HALF_OPEN, due_ms + 120_000)
+
+
+async def test_a_trial_is_lost_with_its_node(database: Database) -> None:
+    """Whoever takes over, or starts alone, lets the next run try at once; others' trials go on."""
+    now_ms = wall_clock()
+    theirs = replace(FIRST, id="brk_2", version_id="v2", opened_ms=now_ms, until_ms=now_ms)
+    mine = replace(theirs, id="brk_1", version_id="v1")
+    until_ms = now_ms + 900_000
+    async with journal_of(database) as journal, journal_of(database) as dead:
+        for one, breaker in ((journal, mine), (dead, theirs)):
+            node = NewNode(id=breaker.id, kind="serve", host="h", pid=1, release="1", now_ms=now_ms)
+            await one.run(nodes_store.register, node)
+            one.node_id = node.id
+            await one.run(store.open_breaker, breaker)
+            assert await one.run(store.begin_trial, breaker, now_ms, until_ms)
+
+        assert await journal.run(nodes_store.take_over, dead.node_id, 0)
+        after_takeover = [one.until_ms for one in await database.read(store.all_breakers)]
+        claimed = await journal.run(store.begin_trial, theirs, wall_clock() + 50, until_ms)
+        await journal.run(nodes_store.leave_alone)
+        after_start = [one.until_ms for one in await database.read(store.all_breakers)]
+
+    assert after_takeover[0] == until_ms
+    assert now_ms <= after_takeover[1] <= wall_clock() + 50
+    assert claimed
+    assert max(after_start) <= wall_clock() + 50
 
 
 async def test_closing_makes_due_what_waits_for_it_and_nothing_else(database: Database) -> None:
@@ -133,6 +188,25 @@ async def test_closing_makes_due_what_waits_for_it_and_nothing_else(database: Da
         "exe_later": FIRST.until_ms + 1,
         "exe_other": FIRST.until_ms,
     }
+
+
+async def test_what_is_in_order_waits_behind_the_one_that_is_put_off(database: Database) -> None:
+    """In the same transaction: nobody may run the second one meanwhile."""
+    async with journal_of(database) as journal:
+        rows = [
+            queued("exe_first", node_id="me", lane="o:1"),
+            queued("exe_second", node_id="me", lane="o:1"),
+            queued("exe_other", node_id="me", lane="o:2"),
+        ]
+        await journal.run(insert_rows, rows)
+
+        await journal.run(store.put_off_runs, "me", ["exe_first"], NOW_MS + 5, "o:1")
+
+    owners = select(run_queue.c.id, run_queue.c.node_id)
+    found = database.read_here(
+        lambda connection: [tuple(row) for row in connection.execute(owners)]
+    )
+    assert dict(found) == {"exe_first": None, "exe_second": PARKED, "exe_other": "me"}
 
 
 async def test_a_deployment_forgets_what_its_versions_did_not_do(database: Database) -> None:

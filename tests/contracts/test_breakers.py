@@ -196,12 +196,17 @@ async def test_one_device_that_kills_is_set_aside_and_loses_nothing(project: Pro
     body = {"source": ROBUST}
     await project.develop.ok("POST", f"/v1/functions/{scene.name}/versions?deploy=true", body)
     assert await breakers(project) == []
+    closed = await project.operate.ok("POST", f"/v1/breakers/{breaker['id']}/close")
+    assert closed["state"] == "closed"  # its letters still name it
+    counted = await project.operate.ok("POST", f"{path}?dry_run=true")
+    assert (counted["dry_run"], counted["count"], counted["executions"]) == (True, aside, [])
     assert (await project.operate.ok("POST", path))["count"] == aside
     await scene.settled()
     assert await project.operate.items("/v1/dead-letters") == []
     again = await scene.runs(status="succeeded")
     assert sum(run["device_id"] == scene.poisonous for run in again) == aside
-    await project.operate.refused(404, "POST", path)
+    problem = await project.operate.refused(404, "POST", path)
+    assert "is closed already, or never was" in problem["detail"]
 
 
 async def test_a_device_is_tried_again_and_let_in_when_it_is_well(
@@ -327,16 +332,43 @@ async def _all_put_back(project: Project) -> bool:
     return project.platform.backlog.count == 0
 
 
+IN_ORDER = """export default {
+  job(given) { if (given === 'kill') for (;;); },
+  async afterStore(event, env) {
+    const seen = (await env.KV.get("seen")) ?? [];
+    await env.KV.put("seen", [...seen, event.data.values[0].value]);
+  },
+}"""
+
+
+async def test_runs_in_order_keep_it_while_one_of_two_versions_waits(project: Project) -> None:
+    """One version is held back, the other is not: what comes later does not overtake in that."""
+    name = await deploy(project, IN_ORDER.replace("'kill'", "'never'"))
+    device = (await project.device())["id"]
+    body = {"function": name, "product": "thermometer", "order": "device"}
+    await project.develop.ok("POST", "/v1/triggers", body)
+    version = {"source": IN_ORDER, "limits": SHORT}
+    await project.develop.ok("POST", f"/v1/functions/{name}/versions", version)
+    halves = [{"version": 1, "percent": 50}, {"version": 2, "percent": 50}]
+    path = f"/v1/functions/{name}"
+    await project.develop.ok("POST", f"{path}/deployments", {"versions": halves})
+    while not (held := await breakers(project)):  # half of these come to the other version
+        await project.develop.call("POST", f"{path}/invoke?handler=job", "kill")
+    scene = Plant(project, name, [device])
+
+    for number in range(20):
+        await scene.write(device, number)
+    await until(lambda: _all_put_back(project))
+    assert await scene.runs(status="queued")  # all behind the first that the version has
+    await project.operate.ok("POST", f"/v1/breakers/{held[0]['id']}/close")
+    await scene.settled()
+
+    assert await project.operate.ok("GET", "/v1/kv/default/seen") == list(range(20))
+
+
 async def test_runs_in_order_keep_it_while_they_wait(project: Project) -> None:
     """A device's runs that come one after another do so when the function is let in again."""
-    source = """export default {
-      job(given) { if (given === 'kill') for (;;); },
-      async afterStore(event, env) {
-        const seen = (await env.KV.get("seen")) ?? [];
-        await env.KV.put("seen", [...seen, event.data.values[0].value]);
-      },
-    }"""
-    name = await deploy(project, source)
+    name = await deploy(project, IN_ORDER)
     device = (await project.device())["id"]
     body = {"function": name, "product": "thermometer", "order": "device"}
     await project.develop.ok("POST", "/v1/triggers", body)

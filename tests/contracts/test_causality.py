@@ -131,7 +131,7 @@ def test_a_call_beyond_the_budget_is_refused(engine: Engine) -> None:
     for run in below:
         code, message = run["result"][0]
         assert code == "causal_budget_exceeded"
-        assert f"as many runs as it may ({CAUSAL_BUDGET}" in message
+        assert f"may cause {CAUSAL_BUDGET} runs, and this run's share of them is 0" in message
         assert message.endswith(way)
     assert stopped(engine) == before + 8
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.dispatch import QUARANTINE_CELLS_MAX
-from tests.contracts.test_flow import ends_of, make, until
+from tests.contracts.test_flow import bind, deploy, ends_of, make, moment, until, write, written
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     Project,
     http,
@@ -256,3 +256,70 @@ async def test_versions_that_have_killed_a_cell_share_four(project: Project) -> 
 
     assert {answer.status_code for answer in await calls} == {200}
     assert max(busy) == QUARANTINE_CELLS_MAX
+
+
+async def spend_and_lift(project: Project) -> None:
+    """Have the project's CPU time used up until no more than one run of it is here."""
+    platform = project.platform
+
+    async def let_go() -> bool:
+        return platform.backlog.count <= 1
+
+    await allow(project, cpu_seconds_per_month=0.001)
+    await platform.usage.look()
+    await until(let_go)
+    await allow(project, cpu_seconds_per_month=None)
+    await platform.usage.look()
+
+
+@pytest.mark.parametrize("kind", ["job", "queue"])
+async def test_what_waits_of_a_project_without_cpu_time_is_given_back_and_runs_later(
+    project: Project, kind: str
+) -> None:
+    """Its inputs take no room in memory for a month; then each run runs once, as if it had waited.
+
+    The one that has begun goes on, whatever the others are: plain, or in batches.
+    """
+    platform = project.platform
+    source = WAIT
+    if kind == "queue":
+        source = """export default { async queue(batch) {
+          const ms = batch.messages[0].body;
+          await new Promise((done) => setTimeout(done, ms));
+        } }"""
+    await project.function("spin", SPIN, limits=CALM)
+    await project.function("wait", source, limits=CALM)
+    assert (await invoke(project, "spin", 50 * LOOPS)).status_code == 200
+    await allow(project, concurrency=1)
+    (first,) = await make(project, "wait", 2_000)
+
+    async def begun() -> bool:
+        return platform.dispatcher.admission.shares.inside(project.id) == 1
+
+    await until(begun)
+    others = await make(project, "wait", *[1] * 20)
+    held_before = platform.backlog.count
+
+    await spend_and_lift(project)
+
+    jobs = await ends_of(project, [first, *others])
+
+    assert held_before > 1
+    assert {job["status"] for job in jobs} == {"succeeded"}
+    assert {job["attempts"] for job in jobs} == {1}
+
+
+async def test_what_is_given_back_of_an_ordered_lane_keeps_its_order(project: Project) -> None:
+    """The first has begun; the others are claimed again in their places."""
+    await project.function("spin", SPIN, limits=CALM)
+    assert (await invoke(project, "spin", 50 * LOOPS)).status_code == 200
+    name, device = await deploy(project), await project.device()
+    await bind(project, name)
+    for second in range(6):
+        await write(project, device, moment(second), n=second, ms=1 if second else 1_500)
+    held_before = project.platform.backlog.count
+
+    await spend_and_lift(project)
+
+    assert await written(project, name, 6) == list(range(6))
+    assert held_before > 1

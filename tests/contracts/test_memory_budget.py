@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.memory_budget import Holding, Plan, memory_here, plan
+from engine.memory_budget import Holding, Plan, memory_here, plan, warn_if_small
+from engine.settings import Settings
 from sandbox.supervisor import Sandbox
 from tests.conftest import Engine
 
@@ -68,6 +69,18 @@ def test_a_container_counts_as_the_machine(tmp_path: Path) -> None:
 
     assert memory_here("0::/outer/inner\n", tmp_path) == 100 * MB
     assert memory_here("0::/\n", tmp_path) == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("budget_mb", "is_small"), [(639, True), (640, False)])
+def test_a_budget_with_no_room_for_one_working_cell_is_warned_of(
+    capsys: pytest.CaptureFixture[str], budget_mb: int, is_small: bool
+) -> None:
+    """A warm cell and one that takes all that it may do not fit: working cells would be ended."""
+    settings = Settings(memory_budget_mb=budget_mb, warm_cells=1, cell_memory_mb=512)
+
+    warn_if_small(settings)
+
+    assert ("memory_budget_small" in "".join(capsys.readouterr())) is is_small
 
 
 async def test_no_cell_starts_while_there_is_no_room() -> None:

@@ -194,7 +194,7 @@ def test_a_device_has_six_thousand_a_minute_unless_somebody_says_else(tenant: Te
     """The default is told with the first answer."""
     answer = tenant.write(tenant.device("one"))
 
-    assert figures(answer) == ('"device";q=6000;w=60', '"device";r=5999;t=0', 5999, 0)
+    assert figures(answer) == ('"device";q=6000;w=60', '"device";r=5999;t=1', 5999, 1)
 
 
 def test_a_gateways_write_counts_for_its_key_once_and_for_each_device(tenant: Tenant) -> None:
@@ -352,4 +352,4 @@ def test_the_command_line_says_how_long_to_wait_and_what_to_do(tenant: Tenant) -
     assert re.search(r"try again in \d+ s", told)
     assert "limit key_requests_per_minute is 1, used 1" in told
     assert "requests_per_minute" in told
-    assert "PATCH /v1/api-keys/KEY" in told
+    assert "cloudcode keys set KEY" in told

@@ -53,6 +53,10 @@ class AheadClock:
         """Go to the beginning of the next minute: a test has all of it."""
         self.ahead_ms += MINUTE_MS - self() % MINUTE_MS
 
+    def after(self, refused: httpx.Response) -> None:
+        """Go to the time that a refusal names."""
+        self.ahead_ms += int(refused.headers["retry-after"]) * 1_000 + 1_000
+
     def next_month(self) -> None:
         now = datetime.fromtimestamp(self() / 1000, UTC)
         year, month = divmod(now.year * 12 + now.month, 12)
@@ -137,16 +141,34 @@ async def test_an_admin_key_sees_all_projects(project: Project, neighbour: Proje
     assert problem["errors"][0]["pointer"] == "?month"
 
 
+async def test_a_past_month_has_no_now_and_one_project_can_be_named(
+    project: Project, neighbour: Project
+) -> None:
+    """Of a past month there is no current minute; only an admin key may name others."""
+    path = f"/v1/usage?month=2001-01&project={neighbour.name}"
+
+    (past,) = (await project.admin.ok("GET", path))["items"]
+    (own,) = (await project.develop.ok("GET", f"/v1/usage?project={project.name}"))["items"]
+    refused = await project.develop.refused(403, "GET", path)
+
+    assert past["project"] == neighbour.name
+    assert (past["minute"], past["owed_cpu_seconds"], past["exceeded"]) == (None, None, None)
+    assert own["minute"] == {"cpu_seconds": 0, "runs": 0}
+    assert isinstance(own["allowances"]["concurrency"], int)
+    assert refused["code"] == "forbidden_scope"
+
+
 async def test_over_its_minute_calls_and_jobs_are_refused_by_name(
     project: Project, neighbour: Project, clock: AheadClock
 ) -> None:
-    """With the end of the minute as Retry-After; others go on, and with it so does the project."""
+    """Retry-After is when what was overspent is paid back; others go on meanwhile."""
     await neighbour.function("spin", SPIN, limits=CALM)
 
     answer = await spend(project, clock, cpu_seconds_per_minute=SPENT)
 
     problem = answer.json()
-    left_s = (MINUTE_MS - clock() % MINUTE_MS) / 1000
+    minutes = problem["limit"]["used"] // SPENT  # that the run has used the budgets of
+    left_s = (MINUTE_MS - clock() % MINUTE_MS) / 1000 + (minutes - 1) * 60
     assert (answer.status_code, problem["code"]) == (429, "quota_exceeded")
     assert problem["limit"]["name"] == "cpu_seconds_per_minute"
     assert problem["limit"]["value"] == SPENT
@@ -158,7 +180,7 @@ async def test_over_its_minute_calls_and_jobs_are_refused_by_name(
     assert (await usage(project))["exceeded"] == "cpu_seconds_per_minute"
     assert (await invoke(neighbour.develop, 1)).status_code == 200
 
-    clock.next_minute()
+    clock.after(answer)
 
     async def accepted() -> bool:
         return (await invoke(project.develop, 1)).status_code == 200
@@ -166,12 +188,31 @@ async def test_over_its_minute_calls_and_jobs_are_refused_by_name(
     await until(accepted)
 
 
+async def test_the_public_is_told_no_numbers_of_a_budget(
+    project: Project, clock: AheadClock
+) -> None:
+    """Whoever knows a function's address learns when to come again, and no more."""
+    await project.function("page", "export default { async fetch() { return new Response(); } }")
+    path = f"/f/{project.name}/page/"
+    before = await project.develop.http.get(path)
+    told = await spend(project, clock, cpu_seconds_per_minute=SPENT)
+
+    answer = await project.develop.http.get(path)
+
+    assert before.status_code == 200
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+    assert int(answer.headers["retry-after"]) <= int(told.headers["retry-after"])
+    assert "limit" not in answer.json()
+    assert "cpu" not in answer.text
+
+
 async def test_writes_are_stored_over_the_budget_and_their_runs_wait(
     project: Project, clock: AheadClock
 ) -> None:
     """`explain` and the run's own page say for what; when the next minute begins, they run."""
     device = await project.device()
-    assert (await spend(project, clock, cpu_seconds_per_minute=SPENT)).status_code == 429
+    refused = await spend(project, clock, cpu_seconds_per_minute=SPENT)
+    assert refused.status_code == 429
     trigger = {"function": "spin", "product": "thermometer"}
     await project.develop.ok("POST", "/v1/triggers", trigger)
 
@@ -188,13 +229,52 @@ async def test_writes_are_stored_over_the_budget_and_their_runs_wait(
     assert "cpu_seconds_per_minute is 0.06" in item["detail"]
     assert datetime.fromisoformat(item["due_at"]).second == 0
 
-    clock.next_minute()
+    clock.after(refused)
 
     async def ended() -> Any:
         found = await project.develop.ok("GET", f"/v1/executions/{run_id}")
         return found if found["status"] == "succeeded" else None
 
     assert (await until(ended))["waits_for"] is None
+
+
+async def test_what_was_overspent_is_owed_in_the_next_minute(
+    project: Project, clock: AheadClock
+) -> None:
+    """It is shown, and counts there; a budget that is new has no debts of before."""
+    refused = await spend(project, clock, cpu_seconds_per_minute=SPENT)
+    used = refused.json()["limit"]["used"]
+
+    clock.next_minute()
+    await project.platform.usage.look()
+
+    found = await usage(project)
+    assert found["owed_cpu_seconds"] == pytest.approx(used - SPENT, abs=0.05)
+    assert found["minute"]["cpu_seconds"] < SPENT
+    await allow(project, cpu_seconds_per_minute=None)
+    await project.platform.usage.look()
+    assert (await invoke(project.develop, LOOPS)).status_code == 200
+    await project.platform.usage.look()
+    clock.next_minute()
+    await project.platform.usage.look()
+    await allow(project, cpu_seconds_per_minute=SPENT)
+    await project.platform.usage.look()
+    assert (await usage(project))["owed_cpu_seconds"] == 0
+    assert (await invoke(project.develop, 1)).status_code == 200
+
+
+async def test_an_upload_is_refused_over_the_budget(project: Project, clock: AheadClock) -> None:
+    """It is compiled and loaded, which takes CPU time, too; nothing is stored."""
+    assert (await spend(project, clock, cpu_seconds_per_minute=SPENT)).status_code == 429
+
+    body = {"name": "more", "source": SPIN}
+    first = await project.develop.refused(429, "POST", "/v1/functions", body)
+    next_one = await project.develop.refused(
+        429, "POST", "/v1/functions/spin/versions", {"source": SPIN}
+    )
+
+    assert first["code"] == next_one["code"] == "quota_exceeded"
+    assert len(await project.develop.items("/v1/functions")) == 1
 
 
 async def test_over_its_month_a_project_waits_for_the_next_one(

@@ -306,6 +306,7 @@ def _names(engine: Engine) -> dict[str, list[dict[str, str]]]:
 
     functions = [{"name": one["name"], "version": "1"} for one in items("/v1/functions")]
     return {
+        "breaker_id": [{"breaker_id": one["id"]} for one in items("/v1/breakers")],
         "name": functions,
         "/v1/connections/{name}": [{"name": one["name"]} for one in items("/v1/connections")],
         "kind": [{"kind": one["kind"]} for one in items("/v1/connectors")],

@@ -233,6 +233,16 @@ def test_what_can_be_closed() -> None:
             split_denied([wrong])
 
 
+@pytest.mark.parametrize(
+    "entry",
+    ["127.0.0.1:8080", "[::1]:8080", "[::1]", "127.1", "0x7f000001", "127.0.0.1.", "2130706433:80"],
+)
+def test_an_address_that_would_close_only_its_spelling_is_refused(entry: str) -> None:
+    """Names that lead there, and its other spellings, would stay open."""
+    with pytest.raises(Invalid, match="without a port"):
+        split_denied([entry])
+
+
 # --- URLs, as a function writes them ---
 
 SPELLINGS = [

@@ -164,8 +164,8 @@ def test_strict_refuses_to_start_and_says_why(tmp_path: Path) -> None:
 
     assert done.returncode != 0
     assert "listening on" not in done.stdout
-    assert "isolation_required=strict, but namespaces: net: Operation not permitted" in done.stderr
-    assert "landlock: the container's profile blocks Landlock (allow the landlock_*" in done.stderr
+    assert "\n  namespaces: net: Operation not permitted (stands: " in done.stderr
+    assert "\n  landlock: the container's profile blocks Landlock. Remedy: allow" in done.stderr
 
 
 DENIED = "Operation not permitted"
@@ -273,6 +273,84 @@ def test_a_machine_without_room_for_namespaces_is_named() -> None:
         "net: No space left on device (stands: user, mount, ipc, uts, pid)"
     )
     assert found["namespaces"]["remedy"] == "raise the sysctls user.max_*_namespaces"
+
+
+# What ran out since the first cell: no more than four networks. Cells until there is none, then one
+# more after one has gone; [how many, what was said, whether there was one again].
+RUNS_OUT = """
+import asyncio, json, sys
+from sandbox.supervisor import Sandbox, SandboxError
+
+async def main():
+    sandbox = Sandbox(warm_count=0, cell_memory_mb=64, strict=sys.argv[1] == "strict")
+    await sandbox.start()
+    cells, said, again = [], "", False
+    while not said and len(cells) < 9:
+        try:
+            cells.append(await sandbox.acquire())
+        except SandboxError as error:
+            said = str(error)
+    cells[0].kill()
+    for _ in range(50):
+        try:
+            again = all(one.active for one in (await sandbox.acquire()).layers)
+            break
+        except SandboxError:
+            await asyncio.sleep(0.1)  # the kernel takes a network apart later
+    await sandbox.close()
+    print(json.dumps([len(cells), said, again]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("required", "words"),
+    [
+        ("best_effort", "a cell lacks a wall that the first one had: namespaces: net: No space"),
+        ("strict", "isolation_required=strict, but namespaces: net: No space"),
+    ],
+)
+def test_a_wall_that_stood_at_the_start_is_not_lost_later(required: str, words: str) -> None:
+    """A cell without it is not used and the loss is logged; it passes with its cause."""
+    few = 'echo 4 > /proc/sys/user/max_net_namespaces; exec "$@"'
+    command = ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c", few, "sh"]
+
+    done = subprocess.run(
+        as_ordinary_user([*command, sys.executable, "-P", "-c", RUNS_OUT, required]),
+        capture_output=True, timeout=START_S, text=True, check=True,
+    )  # fmt: skip
+    count, said, again = json.loads(done.stdout.splitlines()[-1])
+
+    assert 1 <= count <= 4
+    assert said.startswith(words)
+    assert again
+    assert "cell_without_a_wall" in done.stdout + done.stderr
+
+
+HIDING = 'mount -t proc -o hidepid=2 proc /proc; exec "$@"'
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody but root mounts a /proc")
+def test_cells_that_cannot_be_measured_are_named() -> None:
+    """Where /proc hides them, limits on memory and CPU would be blind without a word."""
+    command = ["unshare", "--mount", "sh", "-c", HIDING, "sh", *as_ordinary_user(TRIAL)]
+
+    found = layers(command)
+
+    assert [name for name in found if not found[name]["active"]] == ["metering"]
+    assert "/proc/PID/status" in found["metering"]["detail"]
+    assert "hidepid" in found["metering"]["remedy"]
+
+
+def test_a_birth_without_a_process_names_the_reason() -> None:
+    """`doctor` says what the kernel said."""
+    done = subprocess.run(
+        refusing(TRIAL, ("clone", 0)), capture_output=True, timeout=START_S, text=True, check=False
+    )
+
+    assert done.returncode != 0
+    assert done.stderr.strip() == "no process can be started: Operation not permitted"
 
 
 def test_doctor_says_the_same(tmp_path: Path) -> None:

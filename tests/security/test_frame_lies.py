@@ -19,14 +19,14 @@ from engine.runner import ASKED_BYTES_MAX, HELD_BYTES_MAX
 from engine.wiring import Platform
 from runtimes.contract import FRAME_BYTES_MAX, MIB, CellKind, FromCell, Outcome, ToCell
 from sandbox.frames import frame
-from sandbox.supervisor import WRITE_BYTES_MAX
+from sandbox.unread import CELL_BYTES_MAX, NODE_BYTES_MAX
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     Project,
     http,
     new_project,
     platform,
 )
-from tests.standins.paper_cells import KILLED, Ended, PaperSandbox, Stage, honest, said
+from tests.standins.paper_cells import KILLED, Ended, PaperCell, PaperSandbox, Stage, honest, said
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -174,13 +174,33 @@ async def test_a_cell_that_stays_after_its_last_word_is_ended(stage: Stage) -> N
 async def test_a_cell_that_does_not_read_is_ended(stage: Stage) -> None:
     """What waits for it in the engine is bounded."""
     cell, ended = await stage.begin()
-    cell.unread_bytes = WRITE_BYTES_MAX + 1
+    cell.unread_bytes = CELL_BYTES_MAX + 1
 
     cell.say(FromCell.OUTPUT, 1, said(b'[1,1,1,"timer",{"ms":1}]'))  # its answer is written
     run = await ended.once()
 
     assert cell.is_dead
     assert run.outcome is Outcome.SUCCEEDED  # in the next cell
+
+
+async def test_cells_that_do_not_read_have_a_total(stage: Stage) -> None:
+    """None has too much, all have: the fullest goes, and the others stay."""
+    cell, ended = await stage.begin()
+    others = [PaperCell(stage.sandbox, cell.cell.kind, honest) for _ in range(3)]
+    stage.sandbox.cells += others
+    for part, other in zip((0.2, 0.4, 0.3), others, strict=True):
+        other.unread_bytes = int(NODE_BYTES_MAX * part)
+        other.cell.send(ToCell.UNLOAD, 1)
+    cell.unread_bytes = NODE_BYTES_MAX // 5
+
+    cell.say(FromCell.OUTPUT, 1, said(b'[1,1,1,"timer",{"ms":1}]'))  # its answer is written
+    await stage.until(2)
+    cell.unread_bytes = 0
+    cell.say(FromCell.OUTPUT, 1, said(DONE))
+    await ended.once()
+
+    assert [other.is_dead for other in others] == [False, True, False]
+    assert not cell.is_dead
 
 
 async def test_figures_are_no_larger_than_they_can_be(stage: Stage) -> None:

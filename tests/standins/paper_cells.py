@@ -21,6 +21,7 @@ from engine.wiring import Platform
 from runtimes.contract import DONE, START, CellKind, FromCell, ToCell
 from sandbox.frames import FrameReader, frame
 from sandbox.supervisor import Cell, Death
+from sandbox.unread import Unread
 from tests.standins.control_plane import Project
 
 OUTPUT_HEAD = struct.Struct(">QI")
@@ -44,7 +45,7 @@ class PaperCell:
     def __init__(self, sandbox: "PaperSandbox", kind: CellKind, heard: Heard) -> None:
         self._heard = heard
         self._reader = FrameReader()
-        self.cell = Cell(sandbox, kind)  # type: ignore[arg-type]  # all that a Cell asks is `kill`
+        self.cell = Cell(sandbox, kind)  # type: ignore[arg-type]  # a Cell asks for `kill`, `unread`
         self.cell.connection_made(self)  # type: ignore[arg-type]  # ... and here `write`, `abort`
         self.cell.pid = PID_NOBODY_HAS
         self.is_dead = False
@@ -87,6 +88,7 @@ class PaperSandbox:
         self.heard = heard
         self.cells: list[PaperCell] = []
         self.numbers = itertools.count(1)
+        self.unread: Unread[Cell] = Unread()
 
     async def acquire(self, kind: CellKind) -> Cell:
         made = PaperCell(self, kind, self._later)

@@ -1,6 +1,10 @@
 """When a version, or one device of it, is held back, and that nobody is for ever."""
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Container
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +17,9 @@ from engine.breaker_rules import (
     LOOK_MS,
     OPEN_MS,
     OPEN_MS_MAX,
+    PROJECT_VERSIONS_MAX,
     STREAK_MS,
+    STREAKS_MAX,
     VERSIONS_MAX,
     WINDOW_MS,
     Failure,
@@ -23,10 +29,15 @@ from engine.breaker_rules import (
     Windows,
     after_trial,
     fingerprint,
+    is_due,
     look_again_ms,
     open_ms,
 )
-from runtimes.contract import Outcome
+from engine.breakers import Breakers
+from engine.catalogue import Version
+from engine.run import Run
+from engine.store.breakers import Breaker
+from runtimes.contract import Outcome, Runtime
 
 KILLED = Outcome.CPU_EXCEEDED
 
@@ -38,8 +49,8 @@ class Story:
     windows: Windows
     now_ms: int = 1_000_000
 
-    def kill(self, device: str = "", version: str = "v1") -> Opening | None:
-        return self.fail(device, KILLED, has_killed=True, version=version)
+    def kill(self, device: str = "", version: str = "v1", project: str = "p1") -> Opening | None:
+        return self.fail(device, KILLED, has_killed=True, version=version, project=project)
 
     def fail(
         self,
@@ -49,9 +60,11 @@ class Story:
         *,
         has_killed: bool = False,
         version: str = "v1",
+        project: str = "p1",
     ) -> Opening | None:
         self.now_ms += 1
         failure = Failure(
+            project_id=project,
             version_id=version,
             device_id=device,
             outcome=outcome,
@@ -259,9 +272,158 @@ def test_nothing_opens_without_enough_failures_since_the_last_time(
 def test_memory_is_bounded(story: Story) -> None:
     """Of more versions and devices than fit the oldest are forgotten, and no success is slow."""
     for number in range(VERSIONS_MAX + 10):
-        story.kill(version=f"v{number}")
+        story.kill(version=f"v{number}", project=f"p{number // 50}")
     for number in range(DEVICES_MAX + 10):
-        story.fail(f"device-{number}", version="many")
+        story.fail(f"device-{number}", version="many", project="many")
 
     assert "v0" not in story.windows
     assert "v20" in story.windows
+    assert len(story.windows._windows["many"].streaks) == DEVICES_MAX
+
+
+def test_no_project_makes_what_others_did_be_forgotten(story: Story) -> None:
+    """A thousand failing versions of one project take one another's place; those that kill stay."""
+    story.kill(version="other", project="quiet")
+    story.kill(version="first", project="loud")
+    for number in range(VERSIONS_MAX):
+        story.fail(version=f"v{number}", project="loud")
+
+    assert "other" in story.windows
+    assert "first" in story.windows
+    assert "v0" not in story.windows
+    assert len(story.windows._windows) == PROJECT_VERSIONS_MAX + 1
+
+
+def test_devices_of_all_versions_together_are_bounded(story: Story) -> None:
+    """Whoever has the most gives way; a device that has failed long ago is forgotten anyway."""
+    for number in range(4):
+        story.fail(f"few-{number}", version="few", project="quiet")
+    for version in range(STREAKS_MAX // DEVICES_MAX + 2):
+        for number in range(DEVICES_MAX):
+            story.fail(f"device-{number}", version=f"v{version}")
+
+    windows = story.windows._windows
+    assert sum(len(window.streaks) for window in windows.values()) <= STREAKS_MAX
+    assert len(windows["few"].streaks) == 4
+    story.wait(STREAK_MS + 1)
+    story.fail("new", version="few", project="quiet")
+    assert list(windows["few"].streaks) == ["new"]
+
+
+def test_a_clock_that_was_set_back_holds_nobody_for_longer() -> None:
+    """An end that is further away than any can be, is due; one that can be, is waited for."""
+    now_ms = 10**12
+
+    assert is_due(now_ms, now_ms)
+    assert not is_due(now_ms + OPEN_MS_MAX, now_ms)
+    assert not is_due(now_ms + 15 * 60_000 + 30_000, now_ms)  # a trial of the longest job
+    assert is_due(now_ms + 3_600_000, now_ms)
+
+
+@dataclass
+class PaperStore:
+    """The breakers' database, journal and desk, of which the store knows no breaker."""
+
+    trouble: Exception | None = None
+    settled: list[Run] = field(default_factory=list)
+    put_off: list[tuple[Run, int]] = field(default_factory=list)
+
+    async def read(self, *_asked: Any) -> list[Any]:
+        return []
+
+    async def run(self, *_asked: Any) -> tuple[bool, list[Any]]:
+        if self.trouble is not None:
+            raise self.trouble
+        return False, []
+
+    def sift(self, _version_id: str) -> None:
+        """Nothing waits."""
+
+
+def breaker(version_id: str, **fields: Any) -> Breaker:
+    given = {
+        "id": "brk_1", "project_id": "prj_1", "function_id": "fn_1", "version_id": version_id,
+        "device_id": "", "state": "open", "error": {"status": "crashed"}, "failures": 5,
+        "openings": 1, "opened_ms": 0, "until_ms": 10**12,
+    }  # fmt: skip
+    return Breaker(**(given | fields))
+
+
+def breakers(store: PaperStore, *held: Breaker, exceeded: Container[str] = ()) -> Breakers:
+    paper: Any = store
+    made = Breakers(
+        paper, paper, paper,
+        clock=lambda: 10**12, settle=store.settled.append,
+        put_off=lambda run, due_ms: store.put_off.append((run, due_ms)),
+        wake=lambda *_row: None, tell=lambda *_said: None, exceeded=exceeded,
+    )  # fmt: skip
+    for one in held:
+        made._held.setdefault(one.version_id, {})[one.device_id] = one
+    return made
+
+
+def a_run(device: str = "") -> Run:
+    version = Version(
+        id="ver_1", number=1, function_id="fn_1", function="f", project_id="prj_1",
+        runtime=Runtime.JAVASCRIPT, program="", handlers=("job",), overrides={}, allowed_hosts=(),
+        bindings={},
+    )  # fmt: skip
+    whose: Any = SimpleNamespace(id=device) if device else None
+    return Run(
+        execution_id="exe_1", version=version, handler="job", cause="job",
+        limits=version.limits("job"), input=b"null", created_ms=0, created_ns=0, root_id="exe_1",
+        queued=True, device=whose,
+    )  # fmt: skip
+
+
+async def test_closing_the_breaker_of_another_project_changes_nothing() -> None:
+    """It is answered that there is none, and this node holds back as before."""
+    made = breakers(PaperStore(), breaker("ver_1", project_id="prj_b"))
+
+    assert not await made.close_by_hand("prj_a", "brk_1")
+    assert made._known("brk_1") is not None
+
+
+async def test_a_trial_that_cannot_be_asked_for_loses_no_run() -> None:
+    """Whatever goes wrong: the run is put off, and the next one may try."""
+    store = PaperStore(trouble=ValueError("a mistake of ours"))
+    made = breakers(store, breaker("ver_1", until_ms=0))
+    run = a_run()
+
+    assert made.holds(run)
+    await asyncio.gather(*made._tasks)
+
+    assert [one for one, _ in store.put_off] == [run]
+    assert made._trying == set()
+
+
+async def test_a_run_that_comes_while_the_engine_stops_is_put_off() -> None:
+    """There is no time left for its trial, and its row must be free for another node."""
+    store = PaperStore()
+    made = breakers(store, breaker("ver_1", until_ms=0))
+    await made.close()
+
+    assert made.holds(a_run())
+    assert len(store.put_off) == 1
+
+
+async def test_who_has_used_up_its_cpu_gets_no_trial() -> None:
+    """A trial is a run like others; it can wait until the project may use CPU again."""
+    store = PaperStore()
+    made = breakers(store, breaker("ver_1", until_ms=0), exceeded={"prj_1"})
+
+    assert made.holds(a_run())
+    assert made._tasks == set()
+    assert [due_ms for _, due_ms in store.put_off] == [10**12 + OPEN_MS]
+
+
+async def test_no_device_is_tried_while_its_function_is_held_back() -> None:
+    """Its breaker is due, the version's is not: the run waits for that."""
+    store = PaperStore()
+    whole = breaker("ver_1", until_ms=10**12 + 5)
+    device = breaker("ver_1", id="brk_2", device_id="dev_1", until_ms=0)
+    made = breakers(store, whole, device)
+
+    assert made.holds(a_run("dev_1"))
+    assert made._trying == set()
+    assert [due_ms for _, due_ms in store.put_off] == [whole.until_ms]

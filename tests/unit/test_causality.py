@@ -72,11 +72,11 @@ def test_what_is_too_deep_is_called_and_not_triggered() -> None:
 
 
 def test_what_is_beyond_the_budget_names_the_way() -> None:
-    """And the number, which an author can look up."""
-    share = share_of(1, depth=2, path="a > b", called=1, triggered=1)
+    """And the run's own share with what is used of it: 99 of each of a hundred runs."""
+    share = share_of(first_share(100).each, depth=2, path="a > b", called=1, triggered=99)
 
-    assert not share.take()
-    assert "as many runs as it may (10000" in share.stopped
+    assert sum(share.take() for _ in range(99)) == 98
+    assert "this run's share of them is 99, of which 99 are used" in share.stopped
     assert share.stopped.endswith(": a > b")
 
 

@@ -24,6 +24,8 @@ from engine.cli.screen import plain
 from engine.cli.serve import settings_from
 from engine.cli.source import Place, frame, read_source
 from engine.settings import Settings
+from sandbox.lockdown import Layer
+from sandbox.supervisor import LayersMissing
 
 BROKEN = "export default {\n\tasync fetch() { return 1 +; }\n};\n"
 NOT_FOUND = {"status": 404, "code": "not_found", "detail": "no function 'hello' in this project"}
@@ -788,6 +790,41 @@ def test_doctor_says_what_functions_may_reach(
     assert not egress["ok"]
     assert "CLOUDCODE_EGRESS_ALLOW" in egress["remedy"]
     assert not egress["required"]
+    told = cloudcode("doctor", "--port", "0", "--data-dir", str(tmp_path))
+    assert "open     egress" in told.out
+
+
+def test_an_engine_without_all_layers_names_them_where_they_are_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line each, with what helps; no traceback."""
+
+    def refused(*_: object) -> None:
+        raise LayersMissing(
+            [Layer(name=name, active=False, detail="none", remedy="add") for name in ("a", "b")]
+        )
+
+    monkeypatch.setattr("engine.serve.run", refused)
+
+    ran = cloudcode("serve", "--isolation-required", "strict", "--data-dir", str(tmp_path))
+
+    assert ran.code == 1
+    assert "\n  a: none. Remedy: add\n  b: none. Remedy: add\n" in ran.err
+    assert "`cloudcode doctor` tries each" in ran.err
+
+
+def test_a_wrong_variable_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the variable that it is: `doctor` has no such option; without words of the library."""
+    monkeypatch.setenv("CLOUDCODE_PUBLIC_URL", "nowhere")
+    monkeypatch.setenv("CLOUDCODE_PROJECT_CPU_SECONDS_PER_MINUTE", "inf")
+
+    ran = cloudcode("doctor", "--data-dir", str(tmp_path))
+
+    assert ran.code == 1
+    assert "CLOUDCODE_PUBLIC_URL: must be an absolute http" in ran.err
+    assert "CLOUDCODE_PROJECT_CPU_SECONDS_PER_MINUTE: " in ran.err
+    assert "1000000000" in ran.err
+    assert "Value error" not in ran.err
 
 
 def test_doctor_finds_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -29,6 +29,23 @@ def test_breakers_are_listed_shown_and_closed(api: Api) -> None:
     assert api.asked[0][2] == {"limit": ["50"], "function": ["alarms"]}
 
 
+def test_people_read_the_last_failure_in_a_few_words(api: Api) -> None:
+    """The limit and what was used of it, else the error; no JSON."""
+    hit = {"name": "cpu_ms", "value": 100, "used": 102}
+    limited = BREAKER | {"error": {"status": "cpu_exceeded", "name": "", "limit": hit}}
+    thrown = BREAKER | {"error": {"status": "failed", "name": "TypeError", "message": "no"}}
+    api.answer("GET /v1/breakers", 200, {"items": [limited, thrown], "next_cursor": None})
+    api.answer("GET /v1/breakers/brk_1", 200, limited)
+
+    listed = cloudcode("breakers", "list", url=api.url)
+    shown = cloudcode("breakers", "show", "brk_1", url=api.url)
+
+    words = " ".join(listed.out.split())
+    assert "cpu_exceeded (cpu_ms 100, used 102)" in words
+    assert "failed (TypeError: no)" in words
+    assert "cpu_exceeded (cpu_ms 100, used 102)" in shown.out
+
+
 def test_what_was_set_aside_is_found_and_redriven(api: Api) -> None:
     """By its breaker; one that is still open is refused with the engine's own words."""
     api.answer("GET /v1/dead-letters", 200, {"items": [], "next_cursor": None})
@@ -38,10 +55,12 @@ def test_what_was_set_aside_is_found_and_redriven(api: Api) -> None:
 
     found = cloudcode("dlq", "list", "--breaker", "brk_1", url=api.url)
     done = cloudcode("breakers", "redrive", "brk_1", "--json", url=api.url)
+    counted = cloudcode("breakers", "redrive", "brk_1", "--dry-run", url=api.url)
     refused = cloudcode("breakers", "redrive", "brk_2", url=api.url)
 
     assert found.code == 0
     assert api.asked[0][2] == {"limit": ["50"], "breaker": ["brk_1"]}
     assert json.loads(done.out)["count"] == 7
+    assert (counted.code, api.asked[2][2]) == (0, {"dry_run": ["true"]})
     assert refused.code == 1
     assert "close it first" in refused.err

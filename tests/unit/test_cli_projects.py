@@ -55,6 +55,8 @@ def test_a_project_is_made_and_set(api: Api) -> None:
     [
         ([], "nothing to change was named"),
         (["--concurrency", "many"], "'many' of --concurrency is no number"),
+        (["--cpu-seconds-per-minute", "nan"], "'nan' of --cpu-seconds-per-minute is no number"),
+        (["--cpu-seconds-per-month", "1e400"], "'1e400' of --cpu-seconds-per-month is no number"),
         (["--queued", "1.5"], "'1.5' of --queued is no number"),
     ],
 )

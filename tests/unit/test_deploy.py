@@ -33,8 +33,8 @@ PROGRAM: Final = "/opt/cloudcode/.venv/bin/cloudcode"
 # Of the Compose Specification, what we use; Compose refuses any other word.
 KEYS_OF_A_SERVICE: Final = {
     "build", "cap_drop", "command", "depends_on", "deploy", "env_file", "environment",
-    "healthcheck", "image", "init", "ports", "read_only", "restart", "security_opt", "shm_size",
-    "stop_grace_period", "tmpfs", "ulimits", "volumes",
+    "healthcheck", "image", "init", "mem_limit", "pids_limit", "ports", "read_only", "restart",
+    "security_opt", "shm_size", "stop_grace_period", "tmpfs", "ulimits", "volumes",
 }  # fmt: skip
 KEYS_OF_A_HEALTHCHECK: Final = {"test", "interval", "timeout", "retries", "start_period"}
 

@@ -80,11 +80,16 @@ class Node:
         run.cpu_ns = int(cpu_ms * MS)
         self.spent_ms[run.project_id] += int(cpu_ms)
         self.shares.left(run)
-        self.release()
+        if self.shares.waiting_count:  # as `Admission.ended` does
+            self.release()
 
     def release(self) -> None:
         for run in self.shares.release():
             self._begin(run)
+
+    def lift(self) -> None:
+        self.shares.recheck()
+        self.release()
 
     def _begin(self, run: Run) -> None:
         run.started_ns = 1
@@ -181,7 +186,7 @@ def test_every_run_is_let_in_once_or_taken_out_and_the_counts_come_back_to_nothi
                 cancelled.append(run)
         elif step == "hold":
             node.held_back.symmetric_difference_update({project_id})
-            node.release()
+            node.lift()
         inside = Counter(run.project_id for run in node.inside)
         assert inside["a"] <= 3
         assert inside["b"] <= 1
@@ -189,7 +194,7 @@ def test_every_run_is_let_in_once_or_taken_out_and_the_counts_come_back_to_nothi
         assert len(node.inside) <= runs_max + 3 * floor
 
     node.held_back.clear()
-    node.release()
+    node.lift()
     while node.inside:
         node.end(node.inside[0], 1)
 
@@ -225,7 +230,7 @@ def test_a_project_that_is_held_back_waits_and_others_pass() -> None:
     other = node.submit("other")
     began_before = list(node.begun)
     node.held_back.clear()
-    node.release()
+    node.lift()
 
     assert began_before == [other]
     assert node.begun == [other, *waiting]
@@ -264,3 +269,95 @@ def test_a_run_that_is_killed_for_its_cpu_costs_its_limit() -> None:
     run.cpu_ns, run.outcome = 3 * MS, Outcome.CPU_EXCEEDED
 
     assert run.spent_ns == 200 * MS
+
+
+def test_what_is_forgotten_at_a_full_node_leaves_no_line_that_waits_for_nothing() -> None:
+    """A project whose line has emptied goes straight in: no run's end would come to let it in."""
+    node = Node(runs_max=20, floor=2)
+    busy = [node.submit("y") for _ in range(20)]
+    more = [node.submit("y") for _ in range(5)]
+    light = [node.submit("x") for _ in range(3)]
+    for run in busy[:3]:
+        node.end(run, 1)
+    node.end(light[0], 1)
+    for run in more:
+        node.shares.forget(run)
+    for run in tuple(node.inside):
+        node.end(run, 1)
+
+    late = node.submit("x")
+
+    assert node.shares.waiting() == {}
+    assert late in node.inside
+
+
+def test_a_flood_of_calls_keeps_no_queued_run_of_its_project_waiting() -> None:
+    """Every fourth turn is a queued run's, however many calls come in the meantime."""
+    node = Node(runs_max=64, concurrency={"a": 4})
+    for _ in range(4):
+        node.submit("a", queued=False)
+    queued = [node.submit("a") for _ in range(10)]
+
+    for _ in range(4 * len(queued)):
+        node.submit("a", queued=False)
+        node.end(node.inside[0], 1)
+
+    assert all(run in node.begun for run in queued)
+
+
+def test_nobody_runs_into_debt_for_those_that_may_not_run_anyway() -> None:
+    """A project that is held back waits; who has the node to himself owes nobody for that."""
+    node = Node(runs_max=64)
+    node.held_back.add("spent")
+    node.submit("spent")
+    for _ in range(1_000):
+        node.end(node.submit("a"), 10)
+    for _ in range(32):
+        node.submit("a")
+        node.submit("b")
+    for _ in range(400):
+        node.submit("a")
+        node.submit("b")
+
+    node.spent_ms.clear()
+    while sum(node.spent_ms.values()) < 4_000:
+        node.end(node.inside[0], 10)
+
+    assert node.spent_ms["a"] >= 1_500, node.spent_ms
+
+
+def test_projects_that_are_held_back_cost_the_others_nothing() -> None:
+    """They are asked after when they come, not each time a run of somebody else ends."""
+
+    asked: Counter[str] = Counter()
+
+    class HeldBack(set[str]):
+        def __contains__(self, project_id: object) -> bool:
+            asked[str(project_id)] += 1
+            return super().__contains__(project_id)
+
+    node, held_back = Node(runs_max=2), HeldBack(f"prj_{at}" for at in range(100))
+    node.shares = FairShare(lambda _: NO_LIMITS, held_back, runs_max=2, floor=0)
+    for project_id in sorted(held_back):
+        node.submit(project_id)
+    for _ in range(10):
+        node.submit("a")
+    asked.clear()
+    while node.inside:
+        node.end(node.inside[0], 1)
+
+    assert set(asked) == {"a"}
+    assert len(node.shares.waiting()) == len(held_back)
+
+
+def test_a_project_whose_concurrency_was_raised_is_let_in_without_an_end() -> None:
+    """All that is parked is looked at now and then: nothing says that an allowance has changed."""
+    concurrency = {"a": 1}
+    node = Node(runs_max=8, concurrency=concurrency)
+    runs = [node.submit("a") for _ in range(3)]
+
+    concurrency["a"] = 3
+    node.shares.overdue(2_000 * MS)
+    node.release()
+
+    assert node.begun == runs

@@ -1,5 +1,6 @@
 """Which cells are ended for working although nobody has asked them to; CPU times are given here."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def idle_cells(cell: Cell, house: House) -> IdleCells:
 def used(idle_cells: IdleCells, cell: Cell, *times_ns: int) -> None:
     for time_ns in times_ns:
         cell.used_ns = time_ns
-        idle_cells.look()
+        asyncio.run(idle_cells.look())
 
 
 def test_a_cell_that_works_unasked_is_ended(idle_cells: IdleCells, cell: Cell) -> None:
@@ -87,9 +88,9 @@ def test_a_cell_with_a_run_may_work(idle_cells: IdleCells, cell: Cell, house: Ho
 
 def test_a_cell_that_is_gone_is_passed_over(idle_cells: IdleCells, cell: Cell) -> None:
     """It has no clock any more."""
-    idle_cells.look()
+    asyncio.run(idle_cells.look())
     cell.used_ns = None
 
-    idle_cells.look()
+    asyncio.run(idle_cells.look())
 
     assert not cell.killed

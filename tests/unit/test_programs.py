@@ -54,7 +54,7 @@ class Smith:
     gate: asyncio.Event | None = None
     bytes: int = 0  # of each program
 
-    async def build(self, recipe: Recipe) -> Built:
+    async def build(self, recipe: Recipe, *, is_asked: bool = False) -> Built:
         self.asked.append(recipe)
         if self.gate is not None:
             await self.gate.wait()

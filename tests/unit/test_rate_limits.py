@@ -129,3 +129,15 @@ def test_the_short_way_says_the_same() -> None:
     lines = b"".join(b"%b: %b\r\n" % pair for pair in headers_of_standings([standing]))
 
     assert header_lines(standing) == lines
+
+
+def test_a_wait_that_is_told_is_told_everywhere() -> None:
+    """Whoever is told to wait for another reason is not told of an earlier time; t is whole."""
+    clock = Clock()
+    limits = RateLimits(clock)
+
+    standing = limits.take(Scope.KEY, "key", 600)
+
+    assert standing.full_s == 1  # a tenth of a second, rounded up
+    assert standing.after(5).full_s == 5
+    assert standing.after(5).after(2).full_s == 5

@@ -248,6 +248,25 @@ def test_what_does_not_stop_ends_the_cell(
     assert time.monotonic() - began > wasm.GRACE_MS / 1000
 
 
+def test_no_run_is_blamed_for_memory_that_the_cell_itself_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cell says that it is full, and names nobody: its runs begin again elsewhere."""
+    cell = Cell(ASKS)
+    message = cell.start(1, 0)
+
+    def no_room(_start: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cell.guest._program, "new_run", no_room)
+    cell.guest.post(json.dumps([message]).encode())
+    deadline = time.monotonic() + 5
+    while not cell.broken and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+    assert cell.broken == ["full"]
+
+
 def test_fuel_is_counted_and_the_same_every_time(cell_of: Callable[..., Cell]) -> None:
     """Two runs of the same work use the same fuel; used up, it is the limit that is named."""
     cell = cell_of(ASKS, fuel=10_000)

@@ -36,6 +36,7 @@ let current = null; // the run whose code is on the stack, or whose microtasks a
 const STEP_UNITS_MAX = 4 * 1024 * 1024; // of host calls in one step: they cross in one frame
 let stepUnits = 0;
 const CALLS_MAX = 1001; // of one run: the engine ends it with the 1001st
+const TOO_MANY_CALLS = freeze(new RangeError("too many host calls in one run")); // one: each would take a stack
 let outbox = list(); // JSON texts of messages out
 let loadLog = list(); // what the guest logs while its file is evaluated, before any run
 const NO_LOG = freeze([]); // until a run says something
@@ -222,10 +223,10 @@ function guarded(run, work, argument) {
 function hostCall(run, operation, args, resolve, reject) {
   if (run !== null && runs[run.id] !== run) run = aliveInstead();
   if (run === null) throw new Error(operation + " is not possible while the file is being loaded; call it in a handler");
+  if (run.callCount >= CALLS_MAX) throw TOO_MANY_CALLS;
   const text = jsonText(args, operation + ": the argument");
   stepUnits += text.length;
   if (stepUnits > STEP_UNITS_MAX) throw new RangeError("too much at once: more than 4 MiB of host calls that nobody awaited");
-  if (run.callCount >= CALLS_MAX) throw new RangeError("too many host calls in one run");
   const call = ++run.callCount;
   run.calls ??= create(null);
   run.calls[call] = { resolve, reject };

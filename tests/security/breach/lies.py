@@ -54,7 +54,9 @@ FRAMES: Final = (
         CRASHED + TIMED_OUT,  # whichever comes first, where there is much to send
         a_frame_of_96_MiB="cell.raw(struct.pack('>IcI', 96 * MIB, b'o', cell.isolate))\n"
         "for _ in range(96):\n    cell.raw(bytes(MIB))",
-        eight_million_messages="cell.output_raw(b'[' + b'[2,1,[],0],' * 8000000 + b'[2,1,[],0]]')",
+        seven_million_messages=(
+            "cell.output_raw(b'[' + b'[2,1,[],0],\\n' * 7000000 + b'[2,1,[],0]]')"
+        ),
     )
     + _once(
         "frames",
@@ -139,7 +141,9 @@ OTHERS: Final = _once(
     CRASHED + TIMED_OUT,
     a_result_for_a_run_that_it_does_not_have="cell.output([DONE, run + 1000, 'ok', 1])",
     a_result_for_a_run_below_zero="cell.output([DONE, -1, 'ok', 1])",
-    results_for_a_thousand_runs="cell.output(*[[DONE, run + 1 + n, 'ok', 1] for n in range(50)])",
+    results_for_a_thousand_runs=(
+        "cell.output(*[[DONE, run + 1 + n, 'ok', 1] for n in range(1000)])"
+    ),
     a_call_for_a_run_that_it_does_not_have=(
         "cell.output([CALL, run + 1, 1, 'kv.put', {'namespace': 'n', 'key': 'k', 'value': 1}])"
     ),
@@ -225,6 +229,17 @@ CALLS: Final = tuple(
 
 LIMITS: Final = _once(
     "limits",
+    TIMED_OUT + CRASHED,  # it speaks without knowing whether the engine has: out of turn, perhaps
+    never_reading_while_many_answers_come=(
+        "big = {'namespace': 'n', 'key': 'k', 'value': 'x' * 60000}\n"
+        "cell.output([CALL, run, 1, 'kv.put', big])\n"
+        "for first in range(2, 98, 16):\n    time.sleep(0.03)\n"
+        "    cell.output(*[[CALL, run, n, 'kv.get', {'namespace': 'n', 'key': 'k'}]"
+        " for n in range(first, first + 16)])\n"
+        "time.sleep(60)"
+    ),
+) + _once(
+    "limits",
     TIMED_OUT,
     never_an_answer="pass",
     an_endless_loop="while True: pass",
@@ -241,6 +256,9 @@ LIMITS: Final = _once(
 ) + _once(
     "limits",
     SUCCEEDED,
+    a_log_with_a_made_up_level=(
+        "cell.output([LOG, run, [['x' * 9999, 1, 'text']], 0], [DONE, run, 'ok', 1])"
+    ),
     the_most_CPU_that_a_number_holds="cell.output([DONE, run, 'ok', 1], cpu_ns=2**64 - 1)",
     the_most_memory_that_a_number_holds="cell.output([DONE, run, 'ok', 1], peak_kib=2**32 - 1)",
     a_NUL_in_a_result="cell.output_raw(b'[[0,%d,\"ok\",\"\\\\u0000\"]]' % run)",
@@ -251,10 +269,8 @@ LIMITS: Final = _once(
     a_number_beyond_all="cell.output_raw(b'[[0,%d,\"ok\",1e999]]' % run)",
     half_a_character="cell.output_raw(b'[[0,%d,\"ok\",\"\\\\ud800\"]]' % run)",
     a_log_with_half_a_character=(
-        "cell.output_raw(b'[[2,%d,[[\"info\",1,\"\\\\ud800\"]],0],[0,%d,\"ok\",1]]' % (run, run))"
-    ),
-    a_log_with_a_made_up_level=(
-        "cell.output([LOG, run, [['x' * 9999, 1, 'text']], 0], [DONE, run, 'ok', 1])"
+        "log = b'[2,%d,[[\"info\",1,\"\\\\ud800\"]],0]' % run\n"
+        "cell.output_raw(b'[%b,\\n[0,%d,\"ok\",1]]' % (log, run))"
     ),
     a_hundred_thousand_log_lines=(
         "cell.output([LOG, run, [['info', 1, 'x']] * 100000, 0], [DONE, run, 'ok', 1])"

@@ -1,7 +1,8 @@
 """Writes the table of attempts into sandbox/README.md: `python -m tests.security.breach.table`.
 
-Counts what the tests run: the attempts of native code, the lies of breached cells, and the hostile
-guests in JavaScript and WebAssembly. `test_breach_table.py` fails when the block is not of today.
+Counts what the tests run and what they ask for, in every kind of cell: attempts of native code,
+lies of breached cells, hostile guests. Odd modules that may succeed are in a row by themselves.
+`test_breach_table.py` fails when the block is not of today.
 """
 
 from collections import Counter
@@ -10,8 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from runtimes.contract import CellKind, Runtime
 from tests.security.breach.attempts import ATTEMPTS, KILLED, Attempt
 from tests.security.breach.lies import LIES, Lie
+from tests.security.test_hostile_functions import expectation
 from tests.security.wasm_guests.binaries import MALFORMED, generated_guests
 from tests.security.wasm_guests.expectations import text_guests
 
@@ -21,18 +24,22 @@ GUESTS: Final = Path(__file__).parents[1] / "guests"
 ENDS: Final[Mapping[str, str]] = {
     "crashed": "the cell is ended",
     "timed_out": "the run's time is over",
-    "succeeded": "refused, or of no effect",
+    "succeeded": "of no effect",
     "failed": "the version is refused",
+    "host_calls_exceeded": "the run is over its limit",
 }
+_BY_ENGINE: Final = "SIGKILL"
+_OF_NO_EFFECT: Final = "`succeeded`, to no effect"
 
 
 def block() -> str:
     """Return the markers and what stands between them."""
+    attacks, odd = _wasm()
     rows = [
         *((f"native code: {group}", ways) for group, ways in _native()),
         *((f"a lying cell: {group}", ways) for group, ways in _lies()),
         ("programs in JavaScript", Counter(_javascript())),
-        ("modules of WebAssembly", Counter(_wasm())),
+        ("modules of WebAssembly", attacks),
     ]
     total = sum(ways.total() for _, ways in rows)
     lines = [
@@ -42,6 +49,7 @@ def block() -> str:
         "|---|---|---|",
         *(f"| {name} | {ways.total()} | {_told(ways)} |" for name, ways in rows),
         f"| **together** | **{total}** | |",
+        f"| not counted: odd modules that are right | {odd} | {odd} `succeeded` |",
         "",
         END,
     ]
@@ -75,13 +83,22 @@ def _native() -> Iterable[tuple[str, Counter[str]]]:
 
 
 def _way(attempt: Attempt) -> str:
-    if attempt.contained == KILLED:
+    """Return how it ends in standard cells, and in hardened ones where it ends otherwise."""
+    standard, hardened = (
+        _way_of(attempt, CellKind(Runtime.JAVASCRIPT, hardened=one)) for one in (False, True)
+    )
+    return standard if hardened == standard else f"{standard} (hardened: {hardened})"
+
+
+def _way_of(attempt: Attempt, kind: CellKind) -> str:
+    contained = attempt.contained_in(kind)
+    if contained == _BY_ENGINE:
+        return "the engine ends the cell"
+    if isinstance(contained, str) and contained.startswith("SIG"):
         return "the kernel ends the cell"
-    if isinstance(attempt.contained, str) and attempt.contained:
+    if isinstance(contained, str) and contained:
         return "refused"
-    if attempt.hardened == KILLED:
-        return "allowed, but in hardened cells"
-    return "nothing is found or had"
+    return "allowed" if attempt.hardened == KILLED else "nothing is found or had"
 
 
 def _lies() -> Iterable[tuple[str, Counter[str]]]:
@@ -89,20 +106,34 @@ def _lies() -> Iterable[tuple[str, Counter[str]]]:
     for lie in LIES:
         by_group.setdefault(lie.group, []).append(lie)
     for group, lies in by_group.items():
-        yield group, Counter(ENDS[lie.ends[0]] for lie in lies)
+        yield group, Counter(map(_end, lies))
+
+
+def _end(lie: Lie) -> str:
+    return (
+        "answered by an error"
+        if lie.refused
+        else " or ".join(ENDS[one] for one in sorted(lie.ends))
+    )
 
 
 def _javascript() -> Iterable[str]:
     for path in sorted(GUESTS.glob("*.js")):
-        first = path.read_text().splitlines()[0]
-        yield f"`{first.removeprefix('// expect: ').split()[0].split('|')[0]}`"
+        outcomes = expectation(path.read_text()).outcomes
+        is_harmless = outcomes == {"succeeded"}
+        yield _OF_NO_EFFECT if is_harmless else " or ".join(f"`{one}`" for one in sorted(outcomes))
 
 
-def _wasm() -> Iterable[str]:
-    for guest in (*text_guests(), *generated_guests()):
-        yield f"`{guest.outcome}`"
-    for _ in MALFORMED:
-        yield "`refused`"
+def _wasm() -> tuple[Counter[str], int]:
+    """Return how the attacks end, and how many modules are merely odd."""
+    guests = (*text_guests(), *generated_guests())
+    attacks = Counter({"`refused`": len(MALFORMED)})
+    for guest in guests:
+        if guest.outcome != "succeeded":
+            attacks[f"`{guest.outcome}`"] += 1
+        elif guest.result == "ok false":
+            attacks["answered by an error"] += 1
+    return attacks, len(guests) + len(MALFORMED) - attacks.total()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 ;; expect: cpu_exceeded fuel limits=fuel=1
 (module
   (memory (export "memory") 1)
-  (data (i32.const 0) "null")
   (func (export "alloc") (param i32) (result i32) (nop) (loop (nop)) (call $nothing) (i32.const 1024))
   (func $nothing)
   (func (export "handle") (param i32 i32) (result i64)

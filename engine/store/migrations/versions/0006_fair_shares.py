@@ -48,6 +48,7 @@ def upgrade() -> None:
         sa.Column("version_id", sa.Text(), nullable=False),
         sa.Column("device_id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("node_id", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("openings", sa.Integer(), nullable=False),
