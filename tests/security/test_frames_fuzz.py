@@ -272,6 +272,12 @@ class World:
         assert wanted or stored is None
 
 
+@pytest.fixture(scope="module")
+def database_settings() -> dict[str, str]:
+    """SQLite alone: what a cell may say is decided before the database."""
+    return {}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(platform: Platform, http: Any) -> AsyncIterator[World]:
     owner = await new_project(platform, http, "fuzzed")

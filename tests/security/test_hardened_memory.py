@@ -65,10 +65,16 @@ EVERYWHERE: dict[str, tuple[str, str]] = {
         f"call('remap_file_pages', {LIBRARY}, {PAGE}, 0, 0, 0)",
         KILLED,
     ),
-    "a library's code, moved": (f"call('mremap', {LIBRARY}, {PAGE}, {PAGE}, 3, 1 << 40)", "ENOMEM"),
+    "a library's code, moved and written": (
+        (
+            f"page = call('mremap', {LIBRARY}, {PAGE}, {PAGE}, 3, 1 << 40)\nanswer = page\n"
+            "ctypes.memset(page, 0, 1)"
+        ),
+        "SIGSEGV",
+    ),
     "a data page moved over code": (
-        f"call('mremap', {FRESH}, {PAGE}, {PAGE}, 3, {LIBRARY})",
-        "ENOMEM",
+        f"page = call('mremap', {FRESH}, {PAGE}, {PAGE}, 3, {LIBRARY})\n{RUN}",
+        "SIGSEGV",
     ),
 }
 

@@ -188,6 +188,12 @@ async def furnished(project: Project, name: str) -> Things:
     )
 
 
+@pytest.fixture(scope="module")
+def database_settings() -> dict[str, str]:
+    """SQLite alone: whose something is, is decided by the same statements on both."""
+    return {}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sides(platform: Platform, http: Any) -> AsyncIterator[Sides]:
     attacker = await new_project(platform, http, "attacker")

@@ -1,4 +1,4 @@
-;; expect: cpu_exceeded fuel limits=fuel=1000
+;; expect: cpu_exceeded fuel limits=fuel=10000
 (module
   (memory (export "memory") 1)
   (data (i32.const 0) "null")
