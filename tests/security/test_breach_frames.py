@@ -120,6 +120,8 @@ def test_a_lying_cell_harms_its_own_run_alone(scene: Scene, number: int, lie: Li
     name = scene.deploy(lie, number)
 
     answer = scene.attacker.invoke(name, LOOT)
+    if "while the version was loaded" in answer.text:  # by what the lie before still had to say
+        answer = scene.attacker.invoke(name, LOOT)
     scene.victim_answers()
 
     execution = scene.attacker.newest(name)
