@@ -21,10 +21,9 @@ AT_ONCE_MS: Final = 1_000  # a job that is due later than this begins a chain of
 _BELOW: Final = " > "
 _VIA: Final = re.compile(
     r"exe_[0-9A-Za-z]{1,64};depth=(\d{1,3});budget=(\d{1,6});"
-    r'path="([A-Za-z0-9_-]{1,64}(?: > [A-Za-z0-9_-]{1,64}){0,8})"'
+    rf'path="([A-Za-z0-9_-]{{1,64}}(?: > [A-Za-z0-9_-]{{1,64}}){{0,{PATH_NAMES_MAX - 1}}})"'
 )
 assert TRIGGER_DEPTH_MAX <= CALL_DEPTH_MAX
-assert PATH_NAMES_MAX == 9, "the pattern above says how many names a path may have"  # noqa: PLR2004
 
 
 class CausalBudgetExceeded(HostCallRefused):

@@ -195,7 +195,7 @@ class Egress:
         """
         try:
             if not _HOST.fullmatch(host.encode("ascii", "replace")):
-                raise EgressRefused(f"{host!r} is not a host", "host")  # noqa: TRY301
+                raise EgressRefused(f"{host!r} is not a host", "host")  # noqa: TRY301 - counted below, as all
             self._check_host(host, port)
             async with asyncio.timeout(timeout_ms / 1000):
                 return await self._network.open_socket(host, port)

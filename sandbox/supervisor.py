@@ -344,7 +344,7 @@ class Sandbox:
         warm = self._warm.setdefault(kind, deque())
         while warm:
             cell = warm.popleft()
-            if not (cell._lost or cell._is_condemned):  # noqa: SLF001
+            if not (cell._lost or cell._is_condemned):  # noqa: SLF001 - same file
                 self._fill(kind)
                 return cell
         for start in range(1, STARTS_MAX + 1):

@@ -108,7 +108,7 @@ def open_breaker(connection: Connection, breaker: Breaker) -> bool:
     if live is None or number not in {share.version for share in live.versions}:
         return False
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    row = {name: getattr(breaker, name) for name in breakers.columns.keys()}  # noqa: SIM118
+    row = {name: getattr(breaker, name) for name in breakers.c.keys()}  # noqa: SIM118 - no dict: it yields columns
     row["error"] = msgspec.json.encode(breaker.error).decode()
     fresh = dialect.insert(breakers).values(row).on_conflict_do_nothing().returning(_rows.id)
     if connection.execute(fresh).first() is None:
