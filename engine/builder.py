@@ -6,7 +6,7 @@ Never:  lets one project's modules keep all others waiting: each has one turn at
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Final, Literal
 from weakref import WeakValueDictionary
@@ -211,7 +211,9 @@ class _Build:
     def on_loaded(self, isolate: int, answer: bytes) -> None:
         self._settle(answer)
 
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+    def on_output(
+        self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes
+    ) -> Iterator[None]:
         raise ValueError("an output in a build")
 
     def on_refused(self, isolate: int, error: GuestError) -> None:

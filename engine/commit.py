@@ -115,14 +115,13 @@ class Settler:
         A call without effects has nothing to wait for: its caller is answered at once, its record
         follows within milliseconds. A queued run has: until its row is gone it is not over.
         """
-        step = partial(self._settle, run)
-        if attempt(step, "run_not_settled", run.execution_id):
+        if attempt("run_not_settled", run.execution_id, self._settle, run):
             return
         give_up(run)
         run.unstored = not run.queued and not run.messages
         # A row must go, or come back later: as its policy says. If it cannot, it stays this
         # node's until the audit gives it back.
-        if run.unstored or not attempt(step, "run_given_up", run.execution_id):
+        if run.unstored or not attempt("run_given_up", run.execution_id, self._settle, run):
             tell_end(run)
 
     def _settle(self, run: Run) -> None:
@@ -396,18 +395,25 @@ class Settler:
         delivery_ids: Iterable[str],
         woken: Iterable[tuple[str, int, int]] = (),
     ) -> None:
-        def follow() -> None:
-            self._metrics.run_ended(run)
-            self._tails.report(run)
-            self._start(caused)
-            if delivery_ids:
-                self._notice(delivery_ids)
-            for project_id, priority, due_ms in woken:
-                self._wake(project_id, priority, due_ms)
-
         # What it caused is on disk, where it is found without a word of ours.
-        attempt(follow, "end_not_followed", run.execution_id)
+        about = run.execution_id
+        attempt("end_not_followed", about, self._pass_on, run, caused, delivery_ids, woken)
         tell_end(run)
+
+    def _pass_on(
+        self,
+        run: Run,
+        caused: Iterable[Run],
+        delivery_ids: Iterable[str],
+        woken: Iterable[tuple[str, int, int]],
+    ) -> None:
+        self._metrics.run_ended(run)
+        self._tails.report(run)
+        self._start(caused)
+        if delivery_ids:
+            self._notice(delivery_ids)
+        for project_id, priority, due_ms in woken:
+            self._wake(project_id, priority, due_ms)
 
     def _unpark(self, connection: Connection, lanes: list[str]) -> list[tuple[str, int]]:
         return unpark(connection, sorted(set(lanes)), self._clock())

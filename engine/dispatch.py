@@ -10,8 +10,7 @@ run that finds the isolate idle leaves at once.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import msgspec
@@ -235,7 +234,7 @@ class Dispatcher:
         if run.timers:
             run.stop_timers()
         self._count_out(run)
-        attempt(partial(self.finish, run), "run_not_finished", run.execution_id)
+        attempt("run_not_finished", run.execution_id, self.finish, run)
 
     def retire(self, version: Version) -> None:
         """The version is no longer live: its isolate goes as soon as nothing runs in it."""
@@ -344,7 +343,7 @@ class Dispatcher:
         self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep) if busy else None
         now_ns = time.monotonic_ns()
         for house in tuple(self._houses.values()):
-            attempt(partial(house.sweep, now_ns), "house_not_swept", house.key)
+            attempt("house_not_swept", house.key, house.sweep, now_ns)
         for run in self.admission.overdue(now_ns):
             self.inflight -= 1
             tell_end(run)  # that it does not run: nothing of it is recorded
@@ -622,8 +621,10 @@ class House:
             return STOP_BYTES_MAX if at_work else -1
         return -1
 
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
-        self._runners[isolate].on_output(cpu_ns, peak_bytes, messages)
+    def on_output(
+        self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes
+    ) -> Iterator[None]:
+        return self._runners[isolate].on_output(cpu_ns, peak_bytes, messages)
 
     def on_built(self, isolate: int, program: bytes) -> None:
         raise ValueError("a program that nobody asked for")

@@ -5,8 +5,7 @@ Never:  raises: who is told last must not pay for who was told before.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Final
+from typing import Final, TypeVarTuple
 
 import structlog
 
@@ -14,13 +13,14 @@ from engine.run import Run
 from runtimes.contract import GuestError, Outcome
 
 INTERNAL: Final = "Internal"  # the error of a run that the engine itself could not bring to its end
+Arguments = TypeVarTuple("Arguments")
 _log = structlog.get_logger()
 
 
-def attempt(step: Callable[[], None], event: str, about: str) -> bool:
+def attempt(event: str, about: str, step: Callable[[*Arguments], None], *of: *Arguments) -> bool:
     """Do a step; return whether it went well, else it is in the log as `event`."""
     try:
-        step()
+        step(*of)
     except Exception:  # noqa: BLE001 - of one run, or of one cell: everybody else's go on
         _log.exception(event, about=about)
         return False
@@ -29,9 +29,11 @@ def attempt(step: Callable[[], None], event: str, about: str) -> bool:
 
 def tell_end(run: Run) -> None:
     """Call `on_end` of the messages that the run is made of, and its own, where there is one."""
-    for one in (*run.messages, run):
+    for one in run.messages:
         if one.on_end is not None:
-            attempt(partial(one.on_end, one), "end_not_told", one.execution_id)
+            attempt("end_not_told", one.execution_id, one.on_end, one)
+    if run.on_end is not None:
+        attempt("end_not_told", run.execution_id, run.on_end, run)
 
 
 def give_up(run: Run) -> None:

@@ -1,11 +1,11 @@
 """What isolates are told and what they say: the elements of batches and outputs, checked.
 
 Path:   runner -> `start_message`, `answer_message` -> cell ... `messages_of` <- cell
-Never:  decodes more at once than one message, or a message larger than its kind can be; believes a
-        name, a text or a figure that no guest's runtime of ours would send.
+Never:  decodes more at once than one message, or some that are small together, or a message larger
+        than its kind can be; believes what no guest's runtime of ours would send.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -37,6 +37,7 @@ TOLD_BYTES_MAX: Final = 256 * 1024  # of an error or a stop that a run ends with
 STOP_BYTES_MAX: Final = MIB  # with the log that the end of the cell would lose
 OUTPUT_BYTES: Final = 16 * MIB  # the host calls of a step, whoever makes them, and the log
 OUTPUT_RUN_BYTES: Final = 5 * MIB  # the result of each run, or its one call that waits
+FEW_BYTES: Final = 8 * 1024  # of an output, which is then decoded whole
 LEVELS: Final = frozenset({"debug", "info", "warn", "error"})
 _HEAD_BYTES: Final = 3  # `[1,`
 _OPEN, _KIND_0, _COMMA = b"[0,"
@@ -103,6 +104,7 @@ class Thrown(msgspec.Struct):
 
 Message = Done | Call | LogLines | Usage
 _MESSAGE: Final = msgspec.json.Decoder(Message)
+_MESSAGES: Final = msgspec.json.Decoder(list[Message])
 _COUNT: Final = msgspec.json.Decoder(Count)
 _STOPPED: Final = msgspec.json.Decoder(Stopped)
 _STOP: Final = msgspec.json.Decoder(Stop)
@@ -114,14 +116,25 @@ def output_bytes_max(runs_count: int) -> int:
     return min(FRAME_BYTES_MAX, OUTPUT_BYTES + runs_count * OUTPUT_RUN_BYTES)
 
 
-def messages_of(output: bytes, count_max: int) -> Iterator[Message]:
-    r"""Yield the messages of an output one by one, each decoded when its turn comes.
-
-    Ten bytes of JSON can be a hundred in memory, so nothing is decoded before its size is known.
-    Between two messages are a comma and a line break, and no message has a line break inside.
+def messages_of(output: bytes, count_max: int) -> Iterable[Message]:
+    """Return the messages of an output: all at once if they are few, else see `_one_by_one`.
 
     Raises:
         ValueError, msgspec.MsgspecError: it is no output, or has more than `count_max` messages.
+    """
+    if len(output) > FEW_BYTES:
+        return _one_by_one(output, count_max)
+    messages = _MESSAGES.decode(output)
+    if len(messages) > count_max:
+        raise ValueError(f"{len(messages)} messages")
+    return messages
+
+
+def _one_by_one(output: bytes, count_max: int) -> Iterator[Message]:
+    r"""Yield the messages of an output, each decoded when its turn comes.
+
+    Ten bytes of JSON can be a hundred in memory, so nothing is decoded before its size is known.
+    Between two messages are a comma and a line break, and no message has a line break inside.
     """
     if output[:1] != b"[" or output[-1:] != b"]":
         raise ValueError("an output that is no array")

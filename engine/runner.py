@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -60,6 +60,7 @@ INTERLEAVED_MAX: Final[Mapping[str, int]] = {  # runs in one isolate at a time
 THREAD_BYTES: Final = 1664 * 1024  # of a run of WebAssembly: its stack, and what is around it
 # Of WebAssembly in one cell: each has 4 GiB of its 2 TiB of addresses, those that are kept as well.
 INSTANCES_MAX: Final = 300
+TURN_NS: Final = 2_000_000  # of reading an output in one turn of the loop
 BATCH_NS: Final = 50_000_000  # what the starts of a batch may take together, from experience
 _GUESS_NS: Final = BATCH_NS  # of one run, as long as there is none: it goes alone
 _TOO_LARGE: Final = (
@@ -191,6 +192,7 @@ class Runner:
         self._runs: dict[int, Run] = {}
         self._last_number = 0
         self._batch: tuple[int, ...] | None = None  # runs in the batch that is out; None: idle
+        self._reading = False  # its output is being taken
         self._mean_ns = _GUESS_NS  # that a message took, of late
         # What a run holds while it is inside, of late: WebAssembly's.
         self._instance_bytes = THREAD_BYTES if self._tells_usage else 0
@@ -240,30 +242,36 @@ class Runner:
             return -1
         return output_bytes_max(len(self._batch) + len(self._runs))
 
-    def on_output(self, cpu_ns: int, peak_bytes: int, output: bytes) -> None:
-        batch, self._batch = self._batch, None
+    def on_output(self, cpu_ns: int, peak_bytes: int, output: bytes) -> Iterator[None]:
+        """Take what the batch's runs said; the batch is out until all of it is taken.
+
+        Yields after each TURN_NS: a run can say so much that everybody else would wait for it.
+        """
+        batch = self._batch
         if batch is None:
             raise ValueError("an output without a batch")
-        sent_ns = self.used_ns
-        taken_ns = time.monotonic_ns() - sent_ns
+        turn_ns = time.monotonic_ns()
+        taken_ns = turn_ns - self.used_ns
         self._account(batch, min(cpu_ns, taken_ns), min(peak_bytes, PEAK_BYTES_MAX))
         count_max = (len(batch) + len(self._runs)) * MESSAGES_PER_RUN
-        is_read = False
-        try:
-            for message in messages_of(output, count_max):
-                run = self._runs.get(message.run)
-                if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
-                    self._take(run, message)
-            is_read = True
-        finally:
-            if not is_read:  # no guest can cause that: the cell goes, and these are suspects
-                self._batch = batch
+        self._reading = True
+        for message in messages_of(output, count_max):
+            run = self._runs.get(message.run)
+            if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
+                self._take(run, message)
+            worked_ns = time.monotonic_ns() - turn_ns
+            if worked_ns > TURN_NS:
+                taken_ns += worked_ns
+                yield
+                turn_ns = time.monotonic_ns()
+        self._reading = False
         # What the engine did for it counts, too: the host calls of a batch hold up everybody.
-        taken_ns = time.monotonic_ns() - sent_ns
+        taken_ns += time.monotonic_ns() - turn_ns
         self._mean_ns = (self._mean_ns + taken_ns // max(1, len(batch))) // 2
+        self._batch = None
         if len(set(batch)) == 1:
             self._check_cpu(batch[0])
-        if self._batch is None and (self._waiting or self._answers):
+        if self._waiting or self._answers:
             self._send()
         else:
             self.leave_if_over()
@@ -344,7 +352,7 @@ class Runner:
                 continue
             if self._batch is None or run.number not in self._batch:
                 self._end_by_wall(run, now_ns)
-            elif over_ns > STUCK_MS * 1_000_000:
+            elif over_ns > STUCK_MS * 1_000_000 and not self._reading:
                 stuck = True
         if self.loaded and self._batch is None and (self._waiting or self._answers):
             self._send()  # there is room now for what waited
@@ -397,7 +405,7 @@ class Runner:
         run.has_killed = True
         if over_ns > 0:
             self._end_by_wall(run, time.monotonic_ns())
-        elif death.out_of_memory:
+        elif death.out_of_memory or (death.full and self.house.alone):
             limit_mb = run.limits.memory_mb
             used_mb = max(limit_mb, death.peak_bytes // (1024 * 1024))
             hit = LimitHit(name="memory_mb", value=limit_mb, used=used_mb)
@@ -443,6 +451,7 @@ class Runner:
         """The cell is gone: all that was inside waits again, before what came later."""
         self.loaded = self.loading = False
         self._batch = None
+        self._reading = False
         self._answers.clear()
         runs, self._runs = self._runs, {}
         for run in reversed(runs.values()):
@@ -589,9 +598,6 @@ class Runner:
         run.held_bytes += size
         run.asked_bytes += size
         answer = partial(self._answer, run, call, run.losses, size)
-        held = self._batch is None
-        if held:
-            self._batch = ()  # answers that come at once wait until the whole output is read
         too_much = size > ARGUMENTS_BYTES_MAX or run.held_bytes > HELD_BYTES_MAX
         try:
             if run.asked_bytes > ASKED_BYTES_MAX:
@@ -606,8 +612,6 @@ class Runner:
                 broker.handle(run, call, message.operation, arguments, answer)
         except LimitReached as reached:
             self._end(run, reached.outcome, limit=reached.limit)
-        if held:
-            self._batch = None
 
     def _answer(
         self, run: Run, call: int, losses: int, asked_bytes: int, ok: bool, value: bytes

@@ -305,7 +305,7 @@ async def open_platform(
 
         def finish(run: Run) -> None:
             settler.settle(run)
-            attempt(lambda: breakers.ended(run), "end_not_judged", run.execution_id)
+            attempt("end_not_judged", run.execution_id, breakers.ended, run)
 
         dispatcher = Dispatcher(
             sandbox,

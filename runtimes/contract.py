@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 
 MIB: Final = 1024 * 1024
+FULL_CODE: Final = 85  # exit status of a cell in which guests left no memory for its own work
 
 
 class Runtime(StrEnum):

@@ -20,6 +20,7 @@ from typing import Final, NoReturn, Protocol
 import msgspec
 
 from runtimes.contract import (
+    FULL_CODE,
     MIB,
     CellKind,
     FromCell,
@@ -42,7 +43,6 @@ ROOM_BYTES = 24 * MIB  # what a new guest and its program may need before a limi
 ROOM_MS = 50  # how often a cell that gets work looks whether it has so much room
 _OUTPUT_HEAD = struct.Struct(">QI")
 _FAULT_CODE = 70
-_FULL_CODE = 85  # exit status of a cell that guests have filled for good
 _STOP_CODE = 86  # exit status of a cell that ended itself; the STOPPED frame says why
 
 
@@ -134,7 +134,7 @@ def run_cell(
     try:
         cell.serve()
     except MemoryError:
-        os._exit(_FULL_CODE)
+        os._exit(FULL_CODE)
     except Exception as error:  # noqa: BLE001 - the loop of the cell: the engine logs it and replaces us
         cell.send(FromCell.FAULT, 0, repr(error).encode())
         os._exit(_FAULT_CODE)
@@ -247,7 +247,7 @@ class Cell:
         self._room_seen_ns = now_ns
         busy = any(guest.busy for guest in self._guests.values())
         if not busy and not self._has_room():  # what works now may give its memory back
-            os._exit(_FULL_CODE)
+            os._exit(FULL_CODE)
 
     def _has_room(self) -> bool:
         """Say whether one more guest fits in, if need be after the others have tidied up.
@@ -272,7 +272,7 @@ class Cell:
 
     def _broken(self, guest: Guest, kind: str) -> None:
         if kind == "full":  # for the cell's own work: nobody is to blame, so nobody is named
-            os._exit(_FULL_CODE)
+            os._exit(FULL_CODE)
         if kind not in {"memory", "threw"}:
             self.send(FromCell.FAULT, 0, kind.encode())
         self._stop(guest, guest.memory_stop() if kind == "memory" else guest.crash_stop())

@@ -13,16 +13,17 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar, Final, Protocol, cast
 
 import msgspec
 import psutil
 import structlog
 
-from runtimes.contract import CellKind, FromCell, GuestError, Runtime, ToCell
+from runtimes.contract import FULL_CODE, CellKind, FromCell, GuestError, Runtime, ToCell
 from runtimes.webassembly.fingerprint import fingerprint
 from sandbox.frames import FrameReader, frame
 from sandbox.lockdown import Layer
@@ -41,6 +42,7 @@ _OUTPUT_HEAD: Final = struct.Struct(">QI")
 _V8_ABORTS: Final = frozenset({signal.SIGTRAP, signal.SIGABRT, signal.SIGILL})
 _ABORTED: Final = int(signal.SIGABRT)  # exit status of abort() as the first of a pid namespace
 _KILLED: Final = int(signal.SIGKILL)
+_OVER: Final = object()
 _log = structlog.get_logger()
 
 
@@ -72,6 +74,11 @@ class Death:
         """V8 aborts the process without memory; SIGKILL that is not ours is the kernel's OOM."""
         return self.signal in _V8_ABORTS or self.exit_code == _ABORTED
 
+    @property
+    def full(self) -> bool:
+        """All guests had too much memory together, and none passed a limit of its own."""
+        return self.exit_code == FULL_CODE
+
 
 class CellListener(Protocol):
     """Port: whoever uses a cell. Called on the loop; must not block.
@@ -87,7 +94,11 @@ class CellListener(Protocol):
         """
         ...
 
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None: ...
+    def on_output(
+        self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes
+    ) -> Iterator[None]:
+        """Return what takes it, one turn of the loop at a step: the cell is not read meanwhile."""
+        ...
 
     def on_built(self, isolate: int, program: bytes) -> None:
         """The program is what the runtime understands, and nobody else."""
@@ -126,6 +137,8 @@ class Cell(asyncio.Protocol):
         self._has_faulted = False
         self._has_stopped = False
         self._lost = False
+        self._work: Iterator[None] | None = None  # what it has said, as far as it is not taken yet
+        self._is_paused = False
         self._death: Death | None = None
 
     def next_isolate(self) -> int:
@@ -175,15 +188,47 @@ class Cell(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_condemned:
             return
+        work = self._take(data)
+        if self._work is None:
+            self._work = work
+            self.take_turn()
+        else:  # read before the transport knew that it should not
+            self._work = chain(self._work, work)
+
+    def take_turn(self) -> None:
+        """Go on with what it has said, for one turn of the loop."""
+        work = self._work
+        is_over = True
         try:
-            for kind, isolate, payload in self._reader.feed(data):
-                self._receive(kind, isolate, payload)
-                if self._is_condemned:
-                    return
+            if work is not None and not self._is_condemned:
+                is_over = next(work, _OVER) is _OVER
         except Exception as error:  # noqa: BLE001 - the loop of frames: no lie may reach the engine's own
             _log.warning("cell_spoke_nonsense", pid=self.pid, error=repr(error)[:1000])
             self._has_lied = True
             self.kill()
+        if is_over:
+            self._work = None
+        else:
+            self._sandbox.wait_for_turn(self)
+        self._read_on(is_over)
+        self._end_if_over()
+
+    def _read_on(self, wanted: bool) -> None:
+        """Read the channel, or do not: a cell that says much waits like those it would hold up."""
+        transport = self._transport
+        if wanted != self._is_paused or transport is None or transport.is_closing():
+            return
+        self._is_paused = not wanted
+        if wanted:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    def _take(self, data: bytes) -> Iterator[None]:
+        for kind, isolate, payload in self._reader.feed(data):
+            yield from self._receive(kind, isolate, payload)
+            if self._is_condemned:
+                return
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
@@ -204,7 +249,7 @@ class Cell(asyncio.Protocol):
         self.ended(Death(signal=_KILLED, exit_code=0, peak_bytes=0))
 
     def _end_if_over(self) -> None:
-        if self._death is None or not self._lost:
+        if self._death is None or not self._lost or self._work is not None:
             return  # what it still had sent comes first
         if not self.ready.done():
             self.ready.set_exception(SandboxError(f"a cell died at its start: {self._death}"))
@@ -222,7 +267,7 @@ class Cell(asyncio.Protocol):
             return -1 if self._has_faulted else SMALL_BYTES_MAX
         return -1 if self.listener is None else self.listener.room_for(kind, isolate)
 
-    def _receive(self, kind: str, isolate: int, payload: bytes) -> None:
+    def _receive(self, kind: str, isolate: int, payload: bytes) -> Iterator[None]:
         listener = self.listener
         if kind == FromCell.READY:
             self.layers = tuple(msgspec.json.decode(payload, type=list[Layer]))
@@ -235,7 +280,9 @@ class Cell(asyncio.Protocol):
             raise ValueError(f"a frame {kind!r} that nobody waits for any more")
         elif kind == FromCell.OUTPUT:
             cpu_ns, peak_kib = _OUTPUT_HEAD.unpack_from(payload)
-            listener.on_output(isolate, cpu_ns, peak_kib * 1024, payload[_OUTPUT_HEAD.size :])
+            yield from listener.on_output(
+                isolate, cpu_ns, peak_kib * 1024, payload[_OUTPUT_HEAD.size :]
+            )
         elif kind == FromCell.BUILT:
             listener.on_built(isolate, payload)
         elif kind == FromCell.REFUSED:
@@ -280,6 +327,7 @@ class Sandbox:
         self._no_warm = False
         self._room = asyncio.Event()
         self._room.set()
+        self._turns: deque[Cell] = deque()
         self.layers: tuple[Layer, ...] = ()
         self.unread: Unread[Cell] = Unread()
 
@@ -365,6 +413,18 @@ class Sandbox:
                 await self._room.wait()
         except TimeoutError:
             raise SandboxError("the cells of this node hold all the memory they may") from None
+
+    def wait_for_turn(self, cell: Cell) -> None:
+        """Have it go on with what it said when the loop comes round: one cell each time."""
+        self._turns.append(cell)
+        if len(self._turns) == 1:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        cell = self._turns.popleft()
+        if self._turns:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        cell.take_turn()
 
     def kill(self, cell: Cell) -> None:
         zygote = self._zygote

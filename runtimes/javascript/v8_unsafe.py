@@ -81,8 +81,14 @@ class Callbacks:
     def _called(self, callback: int, handle: Any) -> None:
         """Hand an answer to its isolate, on V8's thread."""
         isolate = self._isolates.get(callback >> _WHAT_BITS)
-        if isolate is not None:  # else it was closed meanwhile
+        if isolate is None:
+            return  # it was closed meanwhile
+        try:
             isolate.called(callback & (1 << _WHAT_BITS) - 1, handle)
+        except MemoryError:
+            isolate.on_broken("full")
+        except Exception as error:  # noqa: BLE001 - C would drop it, and the answer with it
+            isolate.on_broken(f"a callback failed: {error!r}"[:1000])
 
 
 _CALLBACKS: Final = Callbacks()
@@ -116,12 +122,13 @@ class Isolate:
             prelude: the joined prelude; evaluates to a function of `emit`.
             heap_bytes: V8 stops the guest when its heap passes this.
             on_output: called on V8's thread with the JSON of each batch's output.
-            on_broken: called on V8's thread when a batch cannot end: `memory` or `threw`.
+            on_broken: called on V8's thread when a batch cannot end: `memory`, `threw`, `full` (the
+                process has no memory left for its own work), or how a mistake of ours looks.
             tick: called every WAIT_MS while this object waits for V8.
         """
         self._dll: Any = init_mini_racer(ignore_duplicate_init=True)
         self._on_output = on_output
-        self._on_broken = on_broken
+        self.on_broken = on_broken
         self._tick = tick
         self._answers: SimpleQueue[tuple[int, Any, bytes]] = SimpleQueue()
         self._input: Any = None
@@ -224,14 +231,14 @@ class Isolate:
             if kind == _STRING:
                 self._on_output(text)
             else:
-                self._on_broken(self._why_broken(kind))
+                self.on_broken(self._why_broken(kind))
             return
         if callback == _PUMP:
             self._free(handle)
             self._free(self._input)
             self._input = None
             if kind >= _FIRST_ERROR:
-                self._on_broken(self._why_broken(kind))
+                self.on_broken(self._why_broken(kind))
             return
         if self.cpu_clock is None:
             self.cpu_clock = time.pthread_getcpuclockid(threading.get_ident())

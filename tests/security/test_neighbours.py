@@ -18,15 +18,17 @@ GUESTS = Path(__file__).parent / "guests"
 KINDS = (  # of hostility: one program each
     "loop_sync", "loop_await", "regex_backtracking", "recursion_caught", "json_bomb",
     "heap_objects", "memory_promises", "typed_arrays", "host_call_flood",
-    "effect_bytes_flood", "log_flood", "result_two_megabytes", "wasm_compile_bomb",
+    "host_call_flood_without_pause", "effect_bytes_flood", "log_flood", "result_two_megabytes",
+    "wasm_compile_bomb",
 )  # fmt: skip
 RATIO_MAX = 3.0  # of the 99th percentile, beside the attack and without it
 FLOOR_MS = 5.0  # what counts as quick, whatever this machine can do
 COPIES = 3  # of the program, called at the same time
 KILLS_MAX = 4  # calls of one copy that cost a cell: a breaker would refuse the next one
-ROUNDS = 5  # a machine that does other things as well may spoil some
-QUIET_CALLS = 150
-ATTACK_S = 1.0
+ROUNDS = 5  # at most: a machine that does other things as well spoils some
+ENOUGH = 3  # of them that have to be within it
+QUIET_CALLS = 100
+ATTACK_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +84,28 @@ def attack(tenant: Tenant, name: str, over: threading.Event) -> int:
 def test_another_tenant_stays_quick(attacker: Tenant, neighbour: Tenant, kind: str) -> None:
     """Its 99th percentile stays within three times of what it is without the attack."""
     source = (GUESTS / f"{kind}.js").read_text()
-    ratios = []
-    for attempt in range(ROUNDS):
-        names = [f"{kind}-{attempt}-{copy}" for copy in range(COPIES)]
-        for name in names:
-            attacker.deploy(name, source, limits=expectation(source).limits)
-        quiet_ms = p99_ms(neighbour, iter(range(QUIET_CALLS)))
-        over = threading.Event()
+    ratios: list[float] = []
+    while sum(ratio <= RATIO_MAX for ratio in ratios) < ENOUGH:
+        assert len(ratios) < ROUNDS, (
+            f"{kind}: {RATIO_MAX} times slower at most, and it was {ratios}"
+        )
+        ratios.append(slower(attacker, neighbour, source, f"{kind}-{len(ratios)}"))
 
-        with ThreadPoolExecutor(COPIES) as pool:
-            attacks = [pool.submit(attack, attacker, name, over) for name in names]
-            try:
-                beside_ms = p99_ms(neighbour, while_attacked(over))
-            finally:
-                over.set()
 
-        assert all(done.result() > 0 for done in attacks)
-        ratios.append(beside_ms / max(quiet_ms, FLOOR_MS))
-        if ratios[-1] <= RATIO_MAX:
-            return
-    pytest.fail(f"{kind}: {RATIO_MAX} times slower at most, and it was {ratios}")
+def slower(attacker: Tenant, neighbour: Tenant, source: str, name: str) -> float:
+    """Return how many times slower the neighbour's calls are beside the program."""
+    names = [f"{name}-{copy}" for copy in range(COPIES)]
+    for one in names:
+        attacker.deploy(one, source, limits=expectation(source).limits)
+    quiet_ms = p99_ms(neighbour, iter(range(QUIET_CALLS)))
+    over = threading.Event()
+
+    with ThreadPoolExecutor(COPIES) as pool:
+        attacks = [pool.submit(attack, attacker, one, over) for one in names]
+        try:
+            beside_ms = p99_ms(neighbour, while_attacked(over))
+        finally:
+            over.set()
+
+    assert all(done.result() > 0 for done in attacks)
+    return beside_ms / max(quiet_ms, FLOOR_MS)

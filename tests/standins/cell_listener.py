@@ -1,7 +1,7 @@
 """A cell without an engine: who takes what it says, in the tests that talk to one themselves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -19,8 +19,11 @@ class Listener:
     def room_for(self, _kind: str, _isolate: int) -> int:
         return FRAME_BYTES_MAX
 
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+    def on_output(
+        self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes
+    ) -> Iterator[None]:
         self.heard.put_nowait(messages)
+        return iter(())
 
     def on_loaded(self, isolate: int, answer: bytes) -> None:
         self.heard.put_nowait(answer)

@@ -70,6 +70,13 @@ class PaperCell:
         for kind, isolate, payload in self._reader.feed(data):
             self._heard(self, kind, isolate, payload)
 
+    def is_closing(self) -> bool:
+        return self.is_dead
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
     def get_write_buffer_size(self) -> int:
         return self.unread_bytes
 
@@ -98,6 +105,9 @@ class PaperSandbox:
     def _later(self, cell: PaperCell, kind: str, isolate: int, payload: bytes) -> None:
         """No process answers within the system call that it is written to."""
         self._call_soon(lambda: cell.is_dead or self.heard(cell, kind, isolate, payload))
+
+    def wait_for_turn(self, cell: Cell) -> None:
+        self._call_soon(cell.take_turn)
 
     def kill(self, cell: Cell) -> None:
         """As the zygote does: the cell is gone a moment later."""

@@ -96,6 +96,7 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "jobs/rq_node.py": "whoever takes a ticket has lost that one alone",
     "jobs/rq_tickets.py": "the loop of tickets going out: its thread outlives our mistake",
     "jobs/rq_worker.py": "the loop of tickets coming in: its thread outlives whatever Redis does",
+    "runtimes/javascript/v8_unsafe.py": "C would drop what a callback raises, and its answer",
     "runtimes/webassembly/guest.py": "the loop of a guest's thread: the cell ends, and says so",
     "runtimes/webassembly/wasmtime_unsafe.py": "nothing may fly through Wasmtime's frames",
     "sandbox/child.py": "the loop of the cell: the engine logs it and replaces the cell",

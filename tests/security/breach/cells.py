@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +31,11 @@ class _Listener:
     def room_for(self, kind: str, isolate: int) -> int:
         return MIB
 
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+    def on_output(
+        self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes
+    ) -> Iterator[None]:
         self._hear("an output")
+        return iter(())
 
     def on_built(self, isolate: int, program: bytes) -> None:
         self._hear("a program")
