@@ -5,6 +5,7 @@ those of `tests/security/guests`. As a script it takes words, and tries the prog
 them in their name: `python benchmarks/neighbours.py flood bomb`.
 """
 
+import itertools
 import re
 import sys
 import threading
@@ -29,6 +30,9 @@ COPIES = 3  # of each program at the same time
 KILLS_MAX = 4  # calls of one copy that cost a cell: a breaker would refuse the next one
 RATIO_MAX = 3.0
 FLOOR_MS = 5.0  # what counts as quick, whatever this machine can do
+TRIES = 3  # of a program that was over the most: what else the machine does is no program's doing
+Calls = list[list[Any]]
+_numbers = itertools.count(1)
 
 
 def neighbours(bench: "Bench", words: Sequence[str] = ("",)) -> None:
@@ -44,12 +48,15 @@ def neighbours(bench: "Bench", words: Sequence[str] = ("",)) -> None:
         for number, guest in enumerate(guests):
             if number % QUIET_EVERY == 0:
                 _tell(number, len(guests), ratios)
-                rounds = [bench.load(calls, 1, SECONDS)["p99_ms"] for _ in range(QUIET_ROUNDS)]
-                quiet_ms.append(median(rounds))
-            beside_ms = _beside(bench, attacker, guest, calls)
-            ratios[guest.stem] = ratio = beside_ms / max(quiet_ms[-1], FLOOR_MS)
-            if ratio > RATIO_MAX:
-                print(f"  {guest.stem}: {beside_ms:.1f} ms, {ratio:.1f} times", file=sys.stderr)
+                quiet_ms.append(_quiet_ms(bench, calls))
+            tries = [_ratio(bench, attacker, guest, calls, quiet_ms[-1])]
+            while len(tries) < TRIES and max(tries) > RATIO_MAX:
+                quiet_ms.append(_quiet_ms(bench, calls))
+                tries.append(_ratio(bench, attacker, guest, calls, quiet_ms[-1]))
+            ratios[guest.stem] = median(tries)
+            if len(tries) > 1:
+                told = ", ".join(f"{ratio:.1f}" for ratio in tries)
+                print(f"  {guest.stem}: {told} times", file=sys.stderr)
     by_ratio = sorted(ratios, key=lambda name: ratios[name])
     over = [name for name in by_ratio if ratios[name] > RATIO_MAX]
     _tell(len(guests), len(guests), ratios)
@@ -67,12 +74,18 @@ def _tell(number: int, count: int, ratios: dict[str, float]) -> None:
     print(f"{number} of {count} hostile programs{so_far}", file=sys.stderr, flush=True)
 
 
-def _beside(bench: "Bench", attacker: httpx.Client, guest: Path, calls: list[list[Any]]) -> float:
+def _quiet_ms(bench: "Bench", calls: Calls) -> float:
+    return median(bench.load(calls, 1, SECONDS)["p99_ms"] for _ in range(QUIET_ROUNDS))
+
+
+def _ratio(
+    bench: "Bench", attacker: httpx.Client, guest: Path, calls: Calls, quiet_ms: float
+) -> float:
     source = guest.read_text()
     found = LIMITS.match(source)
     pairs = [part.split("=") for part in found[1].split(",")] if found else []
     limits = {"wall_ms": WALL_MS} | {name: int(value) for name, value in pairs}
-    names = [f"{guest.stem}-{copy}" for copy in range(COPIES)]
+    names = [f"{guest.stem}-{next(_numbers)}" for _ in range(COPIES)]
     for name in names:
         body = {"name": name, "source": source, "limits": limits}
         attacker.post("/v1/functions", json=body)  # some are refused already here
@@ -84,7 +97,7 @@ def _beside(bench: "Bench", attacker: httpx.Client, guest: Path, calls: list[lis
             p99_ms: float = bench.load(calls, 1, SECONDS)["p99_ms"]
         finally:
             over.set()
-    return p99_ms
+    return p99_ms / max(quiet_ms, FLOOR_MS)
 
 
 def _attack(attacker: httpx.Client, name: str, over: threading.Event) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engine.cli import app as command_line
-from tests.conftest import Engine
+from tests.conftest import NO_TLS, Engine
 from tests.standins.project import Project
 
 ECHO = "function main(params, callback) { callback(null, params); }"
@@ -35,7 +35,10 @@ class Tenant(Project):
 
     def client(self, secret: str) -> httpx.Client:
         return httpx.Client(
-            base_url=self.engine.url, headers={"Authorization": f"Bearer {secret}"}, timeout=30
+            base_url=self.engine.url,
+            headers={"Authorization": f"Bearer {secret}"},
+            timeout=30,
+            verify=NO_TLS,
         )
 
     def device(self, name: str) -> dict[str, Any]:

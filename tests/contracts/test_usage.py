@@ -36,6 +36,7 @@ export default {
   async afterStore(event) { return spin(event.data.values[0].value); },
 }"""
 LOOPS = 200_000_000  # 0.1 to 0.4 s
+SOON_S = 2  # a budget is new when its usage has been looked at
 SPENT = 0.06  # CPU seconds that one run of so many uses up, however fast the machine
 WRITE = {"values": [{"key": "loops", "value": 10}]}
 
@@ -183,7 +184,10 @@ async def test_over_its_minute_calls_and_jobs_are_refused_by_name(
     clock.after(answer)
 
     async def accepted() -> bool:
-        return (await invoke(project.develop, 1)).status_code == 200
+        again = await invoke(project.develop, 1)
+        if int(again.headers.get("retry-after", 0)) > SOON_S:  # its cell used more than was known
+            clock.after(again)
+        return again.status_code == 200
 
     await until(accepted)
 

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import Engine
+from tests.conftest import NO_TLS, Engine
 from tests.security.breach.attacker import MARK
 from tests.security.breach.lies import HEAD, LIES, SUCCEEDED, Lie
 
@@ -43,7 +43,10 @@ class Tenant:
         self.engine = engine
         made = engine.ok("POST", "/v1/projects", {"name": name})
         self.client = httpx.Client(
-            base_url=engine.url, headers={"Authorization": f"Bearer {made['key']}"}, timeout=20
+            base_url=engine.url,
+            headers={"Authorization": f"Bearer {made['key']}"},
+            timeout=20,
+            verify=NO_TLS,
         )
 
     def ok(self, method: str, path: str, body: Any = None, **options: Any) -> Any:

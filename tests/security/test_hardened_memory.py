@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the lockdown is
 
 KILLED = "SIGSYS"
 PAGE = 4096
-LIBRARY = f"ctypes.cast(libc.gethostid, ctypes.c_void_p).value // {PAGE} * {PAGE}"
+# A page of the C library that no other thread of the cell runs meanwhile.
+LIBRARY = f"ctypes.cast(libc.wordexp, ctypes.c_void_p).value // {PAGE} * {PAGE}"
 RETURN = b"\xc3" if os.uname().machine == "x86_64" else b"\xc0\x03\x5f\xd6"  # ret
 FRESH = f"call('mmap', 0, {PAGE}, 3, 0x22, -1, 0)"
 RUN = f"ctypes.memmove(page, {RETURN!r}, {len(RETURN)})\nanswer = ctypes.CFUNCTYPE(None)(page)()"
