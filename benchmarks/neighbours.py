@@ -42,6 +42,8 @@ def neighbours(bench: "Bench", words: Sequence[str] = ("",)) -> None:
     made = bench.post("/v1/projects", {"name": "hostile"})
     headers = {"Authorization": f"Bearer {made['key']}"}
     guests = [g for g in sorted(GUESTS.glob("*.js")) if any(word in g.stem for word in words)]
+    if not guests:
+        raise SystemExit(f"no program in {GUESTS} has {' or '.join(words)} in its name")
     quiet_ms: list[float] = []
     ratios: dict[str, float] = {}
     with httpx.Client(base_url=bench.url, headers=headers, timeout=120) as attacker:

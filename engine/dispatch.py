@@ -391,6 +391,10 @@ class House:
         return max((runner.used_ns for runner in self._by_version.values()), default=0)
 
     @property
+    def heard_ns(self) -> int:
+        return 0 if self._cell is None else self._cell.heard_ns
+
+    @property
     def outdated(self) -> bool:
         return self.dispatcher.is_outdated(self)
 

@@ -44,7 +44,7 @@ from runtimes.contract import (
     Outcome,
     Runtime,
 )
-from sandbox.supervisor import Death
+from sandbox.supervisor import TURN_NS, Death
 
 STUCK_MS: Final = 250  # an isolate that holds a batch this long past a wall limit is killed
 LOSSES_MAX: Final = 5  # cells that may die under a run, it alone, before it is given up
@@ -60,7 +60,6 @@ INTERLEAVED_MAX: Final[Mapping[str, int]] = {  # runs in one isolate at a time
 THREAD_BYTES: Final = 1664 * 1024  # of a run of WebAssembly: its stack, and what is around it
 # Of WebAssembly in one cell: each has 4 GiB of its 2 TiB of addresses, those that are kept as well.
 INSTANCES_MAX: Final = 300
-TURN_NS: Final = 2_000_000  # of reading an output in one turn of the loop
 BATCH_NS: Final = 50_000_000  # what the starts of a batch may take together, from experience
 _GUESS_NS: Final = BATCH_NS  # of one run, as long as there is none: it goes alone
 _TOO_LARGE: Final = (
@@ -150,6 +149,11 @@ class Home(Protocol):
         ...
 
     @property
+    def heard_ns(self) -> int:
+        """Return until when the cell was not heard because it had said so much: `Cell.heard_ns`."""
+        ...
+
+    @property
     def dispatcher(self) -> Desk: ...
 
     def enter(self, runner: "Runner") -> None: ...
@@ -192,7 +196,6 @@ class Runner:
         self._runs: dict[int, Run] = {}
         self._last_number = 0
         self._batch: tuple[int, ...] | None = None  # runs in the batch that is out; None: idle
-        self._reading = False  # its output is being taken
         self._mean_ns = _GUESS_NS  # that a message took, of late
         # What a run holds while it is inside, of late: WebAssembly's.
         self._instance_bytes = THREAD_BYTES if self._tells_usage else 0
@@ -254,7 +257,6 @@ class Runner:
         taken_ns = turn_ns - self.used_ns
         self._account(batch, min(cpu_ns, taken_ns), min(peak_bytes, PEAK_BYTES_MAX))
         count_max = (len(batch) + len(self._runs)) * MESSAGES_PER_RUN
-        self._reading = True
         for message in messages_of(output, count_max):
             run = self._runs.get(message.run)
             if run is not None:  # else it has ended: its wall time ran out, or a limit of ours
@@ -264,7 +266,6 @@ class Runner:
                 taken_ns += worked_ns
                 yield
                 turn_ns = time.monotonic_ns()
-        self._reading = False
         # What the engine did for it counts, too: the host calls of a batch hold up everybody.
         taken_ns += time.monotonic_ns() - turn_ns
         self._mean_ns = (self._mean_ns + taken_ns // max(1, len(batch))) // 2
@@ -342,7 +343,8 @@ class Runner:
     def sweep(self, now_ns: int) -> None:
         """End runs whose wall time is over; kill an isolate that does not come back."""
         stuck = False
-        if self.loading and self.isolate and now_ns - self.used_ns > LOAD_MS * 1_000_000:
+        silent_ns = now_ns - max(self.used_ns, self.house.heard_ns)
+        if self.loading and self.isolate and silent_ns > LOAD_MS * 1_000_000:
             self.house.kill()
         for run in tuple(self._runs.values()):
             if run.cancel_asked and self.cancel(run) and run.number not in self._runs:
@@ -352,12 +354,12 @@ class Runner:
                 continue
             if self._batch is None or run.number not in self._batch:
                 self._end_by_wall(run, now_ns)
-            elif over_ns > STUCK_MS * 1_000_000 and not self._reading:
+            elif over_ns > STUCK_MS * 1_000_000:
                 stuck = True
         if self.loaded and self._batch is None and (self._waiting or self._answers):
             self._send()  # there is room now for what waited
         self.leave_if_over()
-        if stuck and now_ns - self.used_ns > STUCK_MS * 1_000_000:
+        if stuck and silent_ns > STUCK_MS * 1_000_000:
             self.house.kill()
 
     def suspects(self) -> list[Suspect]:
@@ -431,10 +433,13 @@ class Runner:
 
     def load_failed(self, death: Death) -> None:
         self._load_deaths_count += 1
+        if death.full and not self.house.alone:
+            self.rerun_all_alone()
+            return
         is_foreign = death.signal == signal.SIGKILL and not death.lied
         if is_foreign and self._load_deaths_count < DEATHS_MAX:
             return  # not its own doing: it is loaded again
-        how = "ran out of memory" if death.out_of_memory else "died"
+        how = "ran out of memory" if death.out_of_memory or death.full else "died"
         message = f"the cell {how} while the version was loaded"
         self._blame_the_first()
         self.fail_all(GuestError(name="LoadError", message=message))
@@ -451,7 +456,6 @@ class Runner:
         """The cell is gone: all that was inside waits again, before what came later."""
         self.loaded = self.loading = False
         self._batch = None
-        self._reading = False
         self._answers.clear()
         runs, self._runs = self._runs, {}
         for run in reversed(runs.values()):

@@ -273,10 +273,14 @@ class Cell:
     def _broken(self, guest: Guest, kind: str) -> None:
         if kind == "full":  # for the cell's own work: nobody is to blame, so nobody is named
             os._exit(FULL_CODE)
-        if kind not in {"memory", "threw"}:
-            self.send(FromCell.FAULT, 0, kind.encode())
-        self._stop(guest, guest.memory_stop() if kind == "memory" else guest.crash_stop())
+        try:
+            if kind not in {"memory", "threw"}:
+                self.send(FromCell.FAULT, 0, kind.encode())
+            self._stop(guest, guest.memory_stop() if kind == "memory" else guest.crash_stop())
+        except MemoryError:
+            os._exit(FULL_CODE)
 
     def _stop(self, guest: Guest, stop: Stop) -> NoReturn:
-        self.send(FromCell.STOPPED, self._ids[id(guest)], msgspec.json.encode(stop))
+        isolate = self._ids.get(id(guest), 0)  # 0: it has not been given a version yet
+        self.send(FromCell.STOPPED, isolate, msgspec.json.encode(stop))
         os._exit(_STOP_CODE)

@@ -50,18 +50,20 @@ class FrameReader:
         """
         buffer = self._buffer
         buffer += data
-        at = 0
-        while len(buffer) - at >= _HEAD.size:
-            length, letter, isolate = _HEAD.unpack_from(buffer, at)
+        while len(buffer) >= _HEAD.size:
+            length, letter, isolate = _HEAD.unpack_from(buffer)
             kind = letter.decode("latin-1")
             if not self._is_promised:
                 most = min(FRAME_BYTES_MAX, self._room_for(kind, isolate) + _BODY_MIN)
                 if not _BODY_MIN <= length <= most:
                     raise BadFrame(kind, isolate, length, most)
-            end = at + 4 + length
-            self._is_promised = end > len(buffer)
+            self._is_promised = 4 + length > len(buffer)
             if self._is_promised:
                 break
-            yield kind, isolate, bytes(buffer[at + _HEAD.size : end])
-            at = end
-        del buffer[:at]
+            yield kind, isolate, self._cut(4 + length)
+
+    def _cut(self, size: int) -> bytes:
+        """Take one frame out and return its payload, of which nothing here keeps a copy."""
+        payload = bytes(self._buffer[_HEAD.size : size])
+        del self._buffer[:size]
+        return payload

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ START_MS: Final = 10_000  # zygote or cell: far more than it takes, even under l
 STARTS_MAX: Final = 4  # a cell killed at its start, or with its zygote, says nothing of the next
 CLOSE_MS: Final = 2_000
 REAP_S: Final = 1.0  # a dead zygote's channel closes before its status can be had
+TURN_NS: Final = 2_000_000  # of one cell in a turn of the loop
 KILL_AGAIN_S: Final = 0.05  # when the zygote's channel was full
 STOP_GRACE_S: Final = 1.0  # a cell ends itself after STOPPED; one that lies is ended
 SMALL_BYTES_MAX: Final = 64 * 1024  # of READY and FAULT: a hundred times what they have
@@ -138,7 +140,10 @@ class Cell(asyncio.Protocol):
         self._has_stopped = False
         self._lost = False
         self._work: Iterator[None] | None = None  # what it has said, as far as it is not taken yet
-        self._is_paused = False
+        self._is_paused = False  # its channel is not read meanwhile
+        self._paused_until_ns = 0
+        self._turn_ns = 0  # when its turn began
+        self._held: list[bytes] = []  # what is to be written when it has been read
         self._death: Death | None = None
 
     def next_isolate(self) -> int:
@@ -146,9 +151,12 @@ class Cell(asyncio.Protocol):
         return self.isolates_count
 
     def send(self, kind: ToCell, isolate: int, payload: bytes = b"") -> None:
-        if self._transport is None or self._lost or self._is_condemned:
+        if self._transport is None or self._lost or self._is_condemned or self._death is not None:
             return
-        self._transport.write(frame(kind, isolate, payload))
+        if self._is_paused or self._held:
+            self._held.append(frame(kind, isolate, payload))
+        else:
+            self._transport.write(frame(kind, isolate, payload))
         if self.unread_bytes > BEHIND_BYTES:
             fullest = self._sandbox.unread.sent(self)
             if fullest is not None:
@@ -160,7 +168,15 @@ class Cell(asyncio.Protocol):
         """Return what waits here to be written to it; 0 when it is about to go: `unread.Reader`."""
         if self._transport is None or self._lost or self._is_condemned:
             return 0
-        return self._transport.get_write_buffer_size()
+        return self._transport.get_write_buffer_size() + sum(map(len, self._held))
+
+    @property
+    def heard_ns(self) -> int:
+        """Return until when it may have said what is not taken yet; 0: it was never so.
+
+        In nanoseconds of the monotonic clock.
+        """
+        return time.monotonic_ns() if self._is_paused else self._paused_until_ns
 
     def cpu_ns(self) -> int | None:
         """Return the CPU time of its process, as the kernel counts it; None: it is gone."""
@@ -199,6 +215,7 @@ class Cell(asyncio.Protocol):
         """Go on with what it has said, for one turn of the loop."""
         work = self._work
         is_over = True
+        self._turn_ns = time.monotonic_ns()
         try:
             if work is not None and not self._is_condemned:
                 is_over = next(work, _OVER) is _OVER
@@ -220,15 +237,36 @@ class Cell(asyncio.Protocol):
             return
         self._is_paused = not wanted
         if wanted:
+            self._paused_until_ns = time.monotonic_ns()
             transport.resume_reading()
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._write_held)  # the channel is read before
         else:
             transport.pause_reading()
 
+    def _write_held(self) -> None:
+        """Write what waited for the channel to be read.
+
+        A write to a cell that has ended loses what it said at last.
+        """
+        if self._is_paused:
+            return
+        held, self._held = self._held, []
+        if self._transport is not None and not (self._lost or self._is_condemned):
+            self._transport.writelines(held)
+
     def _take(self, data: bytes) -> Iterator[None]:
+        if self._is_condemned:
+            return
         for kind, isolate, payload in self._reader.feed(data):
-            yield from self._receive(kind, isolate, payload)
+            steps = self._receive(kind, isolate, payload)
+            del payload  # it can be large, and the steps may take many turns
+            if steps is not None:
+                yield from steps
             if self._is_condemned:
                 return
+            if time.monotonic_ns() - self._turn_ns > TURN_NS:
+                yield
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
@@ -238,7 +276,7 @@ class Cell(asyncio.Protocol):
 
     def ended(self, death: Death) -> None:
         """The zygote has reaped it."""
-        self._death = replace(death, lied=self._has_lied)
+        self._death = death
         self._end_if_over()
 
     def was_not_born(self, why: str) -> None:
@@ -256,7 +294,7 @@ class Cell(asyncio.Protocol):
             self.ready.exception()
         listener, self.listener = self.listener, None
         if listener is not None:
-            listener.on_death(self._death)
+            listener.on_death(replace(self._death, lied=self._has_lied))
 
     def _room_for(self, kind: str, isolate: int) -> int:
         if self._has_stopped:
@@ -267,7 +305,8 @@ class Cell(asyncio.Protocol):
             return -1 if self._has_faulted else SMALL_BYTES_MAX
         return -1 if self.listener is None else self.listener.room_for(kind, isolate)
 
-    def _receive(self, kind: str, isolate: int, payload: bytes) -> Iterator[None]:
+    def _receive(self, kind: str, isolate: int, payload: bytes) -> Iterator[None] | None:
+        """Take one frame; return what is still to be done for it, if anything is."""
         listener = self.listener
         if kind == FromCell.READY:
             self.layers = tuple(msgspec.json.decode(payload, type=list[Layer]))
@@ -280,9 +319,8 @@ class Cell(asyncio.Protocol):
             raise ValueError(f"a frame {kind!r} that nobody waits for any more")
         elif kind == FromCell.OUTPUT:
             cpu_ns, peak_kib = _OUTPUT_HEAD.unpack_from(payload)
-            yield from listener.on_output(
-                isolate, cpu_ns, peak_kib * 1024, payload[_OUTPUT_HEAD.size :]
-            )
+            messages = payload[_OUTPUT_HEAD.size :]
+            return listener.on_output(isolate, cpu_ns, peak_kib * 1024, messages)
         elif kind == FromCell.BUILT:
             listener.on_built(isolate, payload)
         elif kind == FromCell.REFUSED:
@@ -295,6 +333,7 @@ class Cell(asyncio.Protocol):
             listener.on_stopped(isolate, payload)
         else:
             raise ValueError(f"frame kind {kind!r}")
+        return None
 
 
 @dataclass(slots=True)

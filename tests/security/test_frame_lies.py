@@ -17,8 +17,9 @@ from engine.dispatch import LOADS_AT_ONCE
 from engine.messages import MESSAGES_PER_RUN
 from engine.runner import ASKED_BYTES_MAX, HELD_BYTES_MAX
 from engine.wiring import Platform
-from runtimes.contract import FRAME_BYTES_MAX, MIB, CellKind, FromCell, Outcome, ToCell
+from runtimes.contract import FRAME_BYTES_MAX, FULL_CODE, MIB, CellKind, FromCell, Outcome, ToCell
 from sandbox.frames import frame
+from sandbox.supervisor import Death
 from sandbox.unread import CELL_BYTES_MAX, NODE_BYTES_MAX
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     Project,
@@ -113,6 +114,28 @@ async def test_a_cell_that_has_nothing_to_do_must_not_speak(stage: Stage, kind: 
     await asyncio.sleep(0)
 
     assert cell.is_dead or kind == FromCell.FAULT
+
+
+async def test_a_cell_that_is_full_while_a_version_loads_fails_nobody(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have filled it: what waits for the version runs in cells of its own."""
+    full: list[PaperCell] = []
+
+    def play(cell: PaperCell, kind: str, isolate: int, payload: bytes) -> None:
+        if kind == ToCell.LOAD and not full:
+            full.append(cell)
+            cell.die(Death(signal=0, exit_code=FULL_CODE, peak_bytes=0))
+        else:
+            honest(cell, kind, isolate, payload)
+
+    stage.sandbox.end_all()
+    monkeypatch.setattr(stage.sandbox, "heard", play)
+    ended = Ended(stage.run())
+    stage.platform.dispatcher.submit(ended.run)
+
+    assert (await ended.once()).outcome is Outcome.SUCCEEDED
+    assert len(full) == 1
 
 
 async def test_a_warm_cell_must_not_speak() -> None:

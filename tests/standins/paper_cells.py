@@ -49,6 +49,9 @@ class PaperCell:
         self.cell.connection_made(self)  # type: ignore[arg-type]  # ... and here `write`, `abort`
         self.cell.pid = PID_NOBODY_HAS
         self.is_dead = False
+        self.is_paused = False
+        self._unread: list[Callable[[], None]] = []  # what the engine will see when it reads on
+        self._sandbox = sandbox
         self.unread_bytes = 0  # what the engine is told that the cell has not read
         self.say(FromCell.READY, 0, b"[]")
 
@@ -57,25 +60,50 @@ class PaperCell:
 
     def bytes_out(self, data: bytes) -> None:
         if not self.is_dead:
-            self.cell.data_received(data)
+            self._show(lambda: self.cell.data_received(data))
 
     def die(self, death: Death) -> None:
+        """Close the channel, and have the zygote tell; what was said before can still be read."""
         if not self.is_dead:
-            self.is_dead = True
-            self.cell.connection_lost(None)
+            self.hang_up()
             self.cell.ended(death)
+
+    def hang_up(self) -> None:
+        """Close the channel; the zygote has not told yet."""
+        self.is_dead = True
+        self._show(lambda: self.cell.connection_lost(None))
+
+    def _show(self, what: Callable[[], None]) -> None:
+        if self.is_paused or self._unread:
+            self._unread.append(what)
+        else:
+            what()
+
+    def _show_the_rest(self) -> None:
+        while self._unread and not self.is_paused:
+            self._unread.pop(0)()
 
     # asyncio.Transport, as far as a Cell uses it
     def write(self, data: bytes) -> None:
+        if self.is_dead:  # a broken pipe: what was said and not read yet is lost
+            self._unread = [lambda: self.cell.connection_lost(BrokenPipeError())]
+            return
         for kind, isolate, payload in self._reader.feed(data):
             self._heard(self, kind, isolate, payload)
 
+    def writelines(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self.write(piece)
+
     def is_closing(self) -> bool:
-        return self.is_dead
+        return False
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.is_paused = True
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        self.is_paused = False
+        self._sandbox.call_soon(self._show_the_rest)
 
     def get_write_buffer_size(self) -> int:
         return self.unread_bytes
@@ -91,7 +119,7 @@ class PaperSandbox:
     """Stands for the sandbox of a dispatcher: each cell asked for is played by `heard`."""
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object], heard: Heard) -> None:
-        self._call_soon = call_soon
+        self.call_soon = call_soon
         self.heard = heard
         self.cells: list[PaperCell] = []
         self.numbers = itertools.count(1)
@@ -104,16 +132,16 @@ class PaperSandbox:
 
     def _later(self, cell: PaperCell, kind: str, isolate: int, payload: bytes) -> None:
         """No process answers within the system call that it is written to."""
-        self._call_soon(lambda: cell.is_dead or self.heard(cell, kind, isolate, payload))
+        self.call_soon(lambda: cell.is_dead or self.heard(cell, kind, isolate, payload))
 
     def wait_for_turn(self, cell: Cell) -> None:
-        self._call_soon(cell.take_turn)
+        self.call_soon(cell.take_turn)
 
     def kill(self, cell: Cell) -> None:
         """As the zygote does: the cell is gone a moment later."""
         played = next((one for one in self.cells if one.cell is cell), None)
         if played is not None:
-            self._call_soon(lambda: played.die(KILLED))
+            self.call_soon(lambda: played.die(KILLED))
 
     def end_all(self) -> None:
         for played in tuple(self.cells):

@@ -5,7 +5,7 @@ import pytest
 
 from engine.messages import FEW_BYTES, Done, LogLines, messages_of
 
-WORD = b'[2,1,[["info",1,"x"]],0]'
+WORD = b'[2,1,[["info",1,"0000"]],0]'
 DONE = b'[0,1,"ok",null]'
 MANY = FEW_BYTES // len(WORD) + 1
 
@@ -17,9 +17,14 @@ def output(*messages: bytes) -> bytes:
 @pytest.mark.parametrize("count", [0, 1, 7, MANY])
 def test_each_message_is_given_in_order(count: int) -> None:
     """None is left out, and none is given twice."""
-    found = list(messages_of(output(*[WORD] * count, DONE), count + 1))
+    words = [b'[2,1,[["info",1,"%04d"]],0]' % number for number in range(count)]
 
-    assert [type(message) for message in found] == [LogLines] * count + [Done]
+    *found, last = messages_of(output(*words, DONE), count + 1)
+
+    assert type(last) is Done
+    assert [word.lines[0][2] for word in found if type(word) is LogLines] == [
+        f"{number:04}" for number in range(count)
+    ]
 
 
 @pytest.mark.parametrize("count", [2, MANY])
