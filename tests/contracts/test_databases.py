@@ -4,16 +4,16 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, select
-from typer.testing import CliRunner
 
-from engine.cli import app as command_line
 from engine.clock import wall_clock
 from engine.store.database import Database
 from engine.store.nodes import NewNode, leave, register
 from engine.store.tables import events, projects
+from tests.standins.command_line import run
 from tests.standins.control_plane import (  # noqa: F401 - fixtures
     ECHO,
     Project,
@@ -165,13 +165,18 @@ def test_a_read_survives_a_restart_of_the_server(own_postgres: Postgres) -> None
 
 def migrate(url: str, *arguments: str) -> tuple[int, str, str]:
     environment = {"CLOUDCODE_DATABASE_URL": url, "COLUMNS": "200"}
-    command = ["--json", "migrate", *arguments]
-    result = CliRunner().invoke(command_line.build(), command, env=environment)
-    return result.exit_code, result.stdout, result.stderr
+    ran = run(["--json", "migrate", *arguments], environment)
+    return ran.code, ran.out, ran.err
 
 
-def test_the_tables_go_forth_and_back_by_command(database_url: str) -> None:
+def test_the_tables_go_forth_and_back_by_command(
+    database_kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """And say what they were and are."""
+    if database_kind == "sqlite":
+        database_url = f"sqlite:///{tmp_path / 'empty.db'}"
+    else:
+        database_url = request.getfixturevalue("postgres").new_database()
     revisions = []
     for arguments in ([], [], ["--to", "0002"], []):
         code, out, _ = migrate(database_url, *arguments)

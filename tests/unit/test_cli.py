@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from engine.cli import app as command_line
 from engine.cli import logs, screen
@@ -26,6 +25,7 @@ from engine.cli.source import Place, frame, read_source
 from engine.settings import Settings
 from sandbox.lockdown import Layer
 from sandbox.supervisor import LayersMissing
+from tests.standins.command_line import Ran, run
 
 BROKEN = "export default {\n\tasync fetch() { return 1 +; }\n};\n"
 NOT_FOUND = {"status": 404, "code": "not_found", "detail": "no function 'hello' in this project"}
@@ -85,19 +85,9 @@ def api() -> Iterator[Api]:
     thread.join()
 
 
-@dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
 def cloudcode(*arguments: str, url: str = "", stdin: str | None = None) -> Ran:
     environment = {"CLOUDCODE_URL": url, "CLOUDCODE_KEY": "cck_test", "COLUMNS": "200"}
-    result = CliRunner().invoke(command_line.build(), list(arguments), env=environment, input=stdin)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Ran(result.exit_code, result.stdout, result.stderr)
+    return run(arguments, environment, stdin)
 
 
 @pytest.mark.parametrize("command", command_line.COMMANDS, ids=lambda command: command.place)
