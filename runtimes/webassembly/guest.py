@@ -39,6 +39,7 @@ from runtimes.webassembly.threads import Threads, Worker
 __all__ = ["build", "initialise", "new_guest"]
 
 LOAD_CPU_MS: Final = 2_000  # the start of a module, when it is tried out
+LOAD_WALL_MS: Final = 10_000  # ... on a busy machine; the engine waits 15 s for an answer
 GRACE_MS: Final = 250  # from the soft stop of a run to the end of its cell
 WAIT_MS: Final = 5  # how often a waiting main thread looks at the watchdog
 _THREADS: Final = Threads()  # of this process, whose guests share them
@@ -349,7 +350,7 @@ class Guest:
         start = Start(
             run=0, handler="", now_ms=now_ms, seed="0" * 16, cpu_ms=LOAD_CPU_MS,
             output_bytes=1024, log_lines=16, log_bytes=4096,
-            context=("", 0, 0, now_ms + 2 * LOAD_CPU_MS, "", 0), input=msgspec.Raw(b"null"),
+            context=("", 0, 0, now_ms + LOAD_WALL_MS, "", 0), input=msgspec.Raw(b"null"),
         )  # fmt: skip
         run = program.new_run(start)
         failures: list[LoadFailed] = []
