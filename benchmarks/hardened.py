@@ -89,7 +89,7 @@ class Tenant:
 
     def runs(self, name: str) -> list[dict[str, Any]]:
         """Return the latest runs of a function; medians pass over the first of its isolate."""
-        query = {"function": name, "status": "succeeded", "limit": 200}
+        query: dict[str, str | int] = {"function": name, "status": "succeeded", "limit": 200}
         found: httpx.Response = self._bench.client.get(
             "/v1/executions", params=query, headers=self._project
         )

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from sandbox import zygote_unsafe
 from sandbox.lockdown import Birth, Layer, namespaces_unsafe
@@ -38,7 +38,7 @@ def lockdown_cost(bench: "Bench") -> None:
 
 
 async def _start_times_ms() -> tuple[list[float], list[float]]:
-    settings = {"warm_count": 0, "cell_memory_mb": CELL_MEMORY_MB, "strict": False}
+    settings: dict[str, Any] = {"warm_count": 0, "cell_memory_mb": CELL_MEMORY_MB, "strict": False}
     sandboxes = (Sandbox(**settings), SharingSandbox(**settings))
     times: tuple[list[float], list[float]] = ([], [])
     for sandbox in sandboxes:
@@ -71,6 +71,6 @@ def _share(_birth: Birth, _become: Callable[[], Layer]) -> tuple[Layer, Layer]:
 
 
 if __name__ == "__main__":
-    zygote_unsafe.spawn = _fork_plainly
-    namespaces_unsafe.settle = _share
+    zygote_unsafe.spawn = _fork_plainly  # type: ignore[attr-defined]
+    namespaces_unsafe.settle = _share  # type: ignore[assignment]
     zygote_unsafe.main()

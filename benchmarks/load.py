@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -90,11 +91,8 @@ async def drive(job: dict[str, Any]) -> dict[str, Any]:
     for _ in range(job["connections"]):
         done = loop.create_future()
         finished.append(done)
-        await loop.create_connection(
-            lambda done=done: Connection(requests, result, until_ns, done),
-            parts.hostname,
-            parts.port,
-        )
+        connection = partial(Connection, requests, result, until_ns, done)
+        await loop.create_connection(connection, parts.hostname, parts.port)
     await asyncio.gather(*finished)
     took_s = (time.perf_counter_ns() - began) / 1e9
     latencies = sorted(result.latencies_ns)

@@ -77,7 +77,7 @@ def _tell(number: int, count: int, ratios: dict[str, float]) -> None:
 
 
 def _quiet_ms(bench: "Bench", calls: Calls) -> float:
-    return median(bench.load(calls, 1, SECONDS)["p99_ms"] for _ in range(QUIET_ROUNDS))
+    return float(median(bench.load(calls, 1, SECONDS)["p99_ms"] for _ in range(QUIET_ROUNDS)))
 
 
 def _ratio(

@@ -122,7 +122,7 @@ class Bench:
             capture_output=True,
             check=True,
         )
-        result = json.loads(done.stdout)
+        result: dict[str, Any] = json.loads(done.stdout)
         if result["errors"]:
             raise SystemExit(f"{result['errors']} errors, the first: {result['first_error']}")
         return result

@@ -179,7 +179,7 @@ def insert_schedules(database: Database, specs: Iterable[Spec], now_ms: int) -> 
     with database.engine.begin() as connection:
         connection.execute(insert(schedules), rows)
         connection.execute(insert(schedule_cursors), cursors)
-    return [row["id"] for row in rows]
+    return [str(row["id"]) for row in rows]
 
 
 def ready(due_ms: int) -> int:
@@ -191,7 +191,13 @@ def scheduler_on(database: Database, kind: type[T], clock: Clock) -> tuple[T, Jo
     journal = Journal(database)
     journal.gather(LANES, unpark, lambda _freed: None)
     scheduler = kind(
-        database, journal, Live(), clock, wake=lambda *_: None, cancelled=lambda _ids: None
+        database,
+        journal,
+        Live(),
+        clock,
+        wake=lambda *_: None,
+        cancelled=lambda _ids: None,
+        has_room=lambda *_: True,
     )
     return scheduler, journal
 
@@ -408,7 +414,9 @@ def through_changes(url: str, count: int, nodes_count: int) -> list[dict[str, An
                 rows = connection.execute(
                     select(columns.schedule_id, columns.due_ms).where(columns.outcome == "queued")
                 )
-                fires = Counter((row.schedule_id, row.due_ms) for row in rows)
+                fires: Counter[tuple[str, int]] = Counter(
+                    (row.schedule_id, row.due_ms) for row in rows
+                )
                 for table in (schedule_fires, schedule_cursors, schedules):
                     connection.execute(delete(table))
             found += [

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -180,8 +180,11 @@ class _Listener:
     def room_for(self, _kind: str, _isolate: int) -> int:
         return FRAME_BYTES_MAX
 
-    def on_output(self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes) -> None:
+    def on_output(
+        self, isolate: int, cpu_ns: int, peak_bytes: int, messages: bytes
+    ) -> Iterator[None]:
         self.heard.put_nowait(messages)
+        return iter(())
 
     def on_built(self, isolate: int, program: bytes) -> None:
         self.heard.put_nowait(program)
