@@ -65,7 +65,7 @@ async def rows(project: Project) -> list[tuple[str, str]]:
     def read(connection: Connection) -> list[tuple[str, str]]:
         query = select(idempotency_keys.c.key, idempotency_keys.c.state)
         found = connection.execute(query.where(idempotency_keys.c.project_id == project.id))
-        return [(row.key, row.state) for row in found]
+        return sorted((row.key, row.state) for row in found)
 
     return await project.platform.database.read(read)
 

@@ -161,7 +161,7 @@ async def test_retry_after_stops_the_whole_connection(world: World, slack: Slack
 async def test_no_more_than_four_at_once_per_connection(world: World, slack: SlackStandIn) -> None:
     """However many wait."""
     await world.connect("ALERTS", "slack", {"webhook_url": slack.webhook_url})
-    slack.then(*[Trouble(200, delay_s=0.005)] * 40)
+    slack.then(*[Trouble(200, delay_s=0.5)] * 4, *[Trouble(200, delay_s=0.005)] * 36)
     async with started(world.outbox()) as outbox:
         outbox.notice(await world.queue("ALERTS", 40))
         await outbox.drain()

@@ -26,6 +26,7 @@ DOOMED_ATTEMPTS: Final = 2
 LIMITS: Final = {"wall_ms": WALL_MS}
 # What a function asks while PostgreSQL is away for long fails; then the run is to be tried again.
 RETRIES: Final = {"max_attempts": 20, "backoff": {"kind": "fixed", "base_seconds": 0.5}}
+SOON: Final = {"max_attempts": 20, "waits_s": [0.5]}  # of a delivery; else the second takes minutes
 
 # Four effects of one run: what is there of one of them must be there of all.
 SEEN: Final = """
@@ -94,7 +95,8 @@ class Job:
 
 
 def furnish(cluster: Cluster, hook_url: str) -> Site:
-    cluster.ok("PUT", "/v1/connections/HOOK", {"kind": "webhook", "credentials": {"url": hook_url}})
+    hook = {"kind": "webhook", "credentials": {"url": hook_url}, "settings": {"retries": SOON}}
+    cluster.ok("PUT", "/v1/connections/HOOK", hook)
     functions: list[tuple[str, str, dict[str, Any]]] = [
         ("seen", SEEN, {"retries": RETRIES}),
         ("note", NOTE, {"retries": RETRIES}),

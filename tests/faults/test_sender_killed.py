@@ -27,7 +27,9 @@ MESSAGES = 1_000
 PER_RUN = 20  # the most that one run may send
 KILLS = 10
 FAILS = 0.3
-IN_A_ROW = 3  # else a breaker would open now and then, as it should, and cost the test its time
+# Of one connection: else its breaker opens now and then, as it should, and costs the test its time.
+IN_A_ROW = 3
+IDLE_S_MAX = 180  # a kill and a start with all that is to be taken up; far more than it takes
 SLOTS = {"ONE": 1, "FOUR": 4}  # attempts at once, by connection
 # Not those that ask for patience: each would stop its connection for that long, as it should.
 FAULTS = [HTTP_FAULTS[f"answers {status}"] for status in (500, 502, 408)]
@@ -52,21 +54,23 @@ class Failing(StandIn):
         self.kill: Callable[[], None] = lambda: None
         self.killed = threading.Event()
         self.taken: Counter[str] = Counter()
-        self.failed = self.in_a_row = self.restarts = 0
-        self.in_the_window: set[str] = set()  # taken, and the answer cannot reach anybody
+        self.in_a_row: Counter[str] = Counter()  # by connection
+        self.failed = self.restarts = 0
+        self.in_the_window: list[str] = []  # taken, and the answer cannot reach anybody
 
     def answer(self, asked: Asked) -> Reply:
+        (body,) = parse_qs(asked.body.decode())["Body"]
+        connection = connection_of(int(body.removeprefix("alarm ")))
         with self.lock:
-            fails = self.rng.random() < FAILS and self.in_a_row < IN_A_ROW
+            fails = self.rng.random() < FAILS and self.in_a_row[connection] < IN_A_ROW
             fault = self.rng.choice(FAULTS)
             self.failed += fails
-            self.in_a_row = self.in_a_row + 1 if fails else 0
+            self.in_a_row[connection] = self.in_a_row[connection] + 1 if fails else 0
         if fails:
             return fault
         reply = super().answer(asked)
         if reply.status != 201:
             return reply
-        (body,) = parse_qs(asked.body.decode())["Body"]
         with self.lock:
             self.taken[body] += 1
             now = bool(self.kill_at) and sum(self.taken.values()) >= self.kill_at[0]
@@ -74,7 +78,7 @@ class Failing(StandIn):
                 self.kill_at.pop(0)
         if now:
             self.kill()
-            self.in_the_window.add(body)
+            self.in_the_window.append(body)
             self.killed.set()
         return reply
 
@@ -92,12 +96,11 @@ def test_each_intent_is_delivered_whatever_fails(own_engine: Callable[..., Engin
         step = MESSAGES // (KILLS + 1)
         provider.kill_at = [step * number for number in range(1, KILLS + 1)]
         for first in range(0, MESSAGES, PER_RUN):
-            connection = list(SLOTS)[first // PER_RUN % len(SLOTS)]
-            job = {"connection": connection, "first": first, "count": PER_RUN}
+            job = {"connection": connection_of(first), "first": first, "count": PER_RUN}
             until_taken(engine, provider, job, f"send-{first}")
         while provider.restarts < KILLS:
             start_after_kill(engine, provider)
-        engine.until(lambda: not waiting(engine), 120)
+        engine.until(lambda: not waiting(engine), IDLE_S_MAX)
 
         items = everything(engine)
         doubled = {body: count for body, count in provider.taken.items() if count > 1}
@@ -120,6 +123,10 @@ def test_each_intent_is_delivered_whatever_fails(own_engine: Callable[..., Engin
         mine = [body for body in doubled if by_body[body]["connection"] == name]
         assert sum(doubled[body] - 1 for body in mine) <= KILLS * slots
     assert sum(count - 1 for count in doubled.values()) <= KILLS * sum(SLOTS.values())
+
+
+def connection_of(number: int) -> str:
+    return list(SLOTS)[number // PER_RUN % len(SLOTS)]
 
 
 def connect(engine: Engine, provider: Failing) -> None:
@@ -151,7 +158,7 @@ def until_taken(engine: Engine, provider: Failing, job: dict[str, Any], key: str
 
 
 def start_after_kill(engine: Engine, provider: Failing) -> None:
-    assert provider.killed.wait(60), "nothing was sent for a minute"
+    assert provider.killed.wait(IDLE_S_MAX), f"nothing was sent for {IDLE_S_MAX} s"
     provider.killed.clear()
     provider.restarts += 1
     engine.start()
