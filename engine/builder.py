@@ -231,7 +231,7 @@ class _Build:
             # Nobody's fault who sent this: somebody, or the kernel, took the cell away.
             self._answer.set_exception(Overloaded("the cell that compiled was killed; try again"))
             return
-        how = "ran out of memory" if death.out_of_memory or death.full else "died"
+        how = "ran out of memory" if death.out_of_memory else "died"
         text = f"the cell {how} while the {self._what} was {self._step}"
         if self._recipe.runtime is Runtime.WASM:
             text += (

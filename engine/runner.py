@@ -407,7 +407,7 @@ class Runner:
         run.has_killed = True
         if over_ns > 0:
             self._end_by_wall(run, time.monotonic_ns())
-        elif death.out_of_memory or (death.full and self.house.alone):
+        elif death.out_of_memory and self.house.alone:
             limit_mb = run.limits.memory_mb
             used_mb = max(limit_mb, death.peak_bytes // (1024 * 1024))
             hit = LimitHit(name="memory_mb", value=limit_mb, used=used_mb)
@@ -433,13 +433,13 @@ class Runner:
 
     def load_failed(self, death: Death) -> None:
         self._load_deaths_count += 1
-        if death.full and not self.house.alone:
-            self.rerun_all_alone()
+        if death.out_of_memory and not self.house.alone:
+            self.rerun_all_alone()  # others may have filled the cell
             return
         is_foreign = death.signal == signal.SIGKILL and not death.lied
         if is_foreign and self._load_deaths_count < DEATHS_MAX:
             return  # not its own doing: it is loaded again
-        how = "ran out of memory" if death.out_of_memory or death.full else "died"
+        how = "ran out of memory" if death.out_of_memory else "died"
         message = f"the cell {how} while the version was loaded"
         self._blame_the_first()
         self.fail_all(GuestError(name="LoadError", message=message))

@@ -73,13 +73,8 @@ class Death:
 
     @property
     def out_of_memory(self) -> bool:
-        """V8 aborts the process without memory; SIGKILL that is not ours is the kernel's OOM."""
-        return self.signal in _V8_ABORTS or self.exit_code == _ABORTED
-
-    @property
-    def full(self) -> bool:
-        """All guests had too much memory together, and none passed a limit of its own."""
-        return self.exit_code == FULL_CODE
+        """Say whether the process got no more memory: all guests together may have had too much."""
+        return self.signal in _V8_ABORTS or self.exit_code in {_ABORTED, FULL_CODE}
 
 
 class CellListener(Protocol):

@@ -22,7 +22,8 @@ from sandbox.lockdown import probe
 from tests.standins.servers import Postgres, Redis
 
 ADMIN_KEY = "cck_tests-admin-key"
-START_S = 30
+# Of runs that have not ended; asked one after the other: one may go back to be queued meanwhile.
+OPEN_STATUSES = ("queued", "running", "queued")
 # Trusts nobody, for clients that speak HTTP alone: reading who is usually trusted takes long.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -128,9 +129,7 @@ class Engine:
 
     def settled(self) -> None:
         """Wait until no run is queued or running."""
-        self.until(
-            lambda: not any(self.executions(status=one, limit=1) for one in ("queued", "running"))
-        )
+        self.until(lambda: not any(self.executions(status=one, limit=1) for one in OPEN_STATUSES))
 
 
 @pytest.fixture(scope="session")

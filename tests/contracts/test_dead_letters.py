@@ -68,14 +68,6 @@ async def end_of(project: Project, job_id: str) -> Any:
                 return job
 
 
-async def settled(project: Project) -> None:
-    """Wait until no run of the project is queued or running."""
-    async with asyncio.timeout(20):
-        for status in ("queued", "running"):
-            while await project.develop.items("/v1/executions", status=status):
-                await asyncio.sleep(0.02)
-
-
 # Seen.
 
 
@@ -193,7 +185,7 @@ async def test_a_letter_is_redriven_once(project: Project) -> None:
     assert one_by_one.count(202) + sum(counts) == 1, (one_by_one, counts)
     assert set(one_by_one) <= {202, 404}
     await fallen(project, {letter_id}, 1)
-    await settled(project)
+    await project.settled()
     assert len(await project.develop.items("/v1/executions")) == 2
 
 
@@ -309,7 +301,7 @@ async def test_a_devices_write_can_be_edited(project: Project) -> None:
 
     await project.develop.ok("PATCH", path, {"payload": payload})
     redriven = await project.develop.ok("POST", f"{path}/redrive")
-    await settled(project)
+    await project.settled()
 
     run = await project.develop.ok("GET", f"/v1/executions/{redriven['execution_id']}")
     assert (run["status"], run["input"]) == ("succeeded", payload)

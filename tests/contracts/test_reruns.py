@@ -86,13 +86,6 @@ async def executions(project: Project, **query: Any) -> list[dict[str, Any]]:
     return await project.develop.items("/v1/executions", **query)
 
 
-async def settled(project: Project) -> None:
-    async def idle() -> bool:
-        return not any([await executions(project, status=one) for one in ("queued", "running")])
-
-    await until(idle)
-
-
 # Cancelled.
 
 
@@ -173,7 +166,7 @@ async def test_a_devices_write_is_replayed(project: Project) -> None:
     path = f"/v1/devices/{device['id']}/values"
     written = await project.operate.ok("POST", path, {"values": [{"key": "t", "value": 1}]})
     await project.operate.ok("POST", path, {"values": [{"key": "t", "value": 2}]})
-    await settled(project)
+    await project.settled()
 
     (first,) = written["executions"]
     runs = [await look(project, first)]
@@ -237,7 +230,7 @@ async def test_all_runs_of_a_filter_are_replayed(project: Project) -> None:
     dry = await bulk(project, "replay", dry_run=True, function=name, status="failed")
     before = len(await executions(project))
     done = await bulk(project, "replay", function=name, status="failed")
-    await settled(project)
+    await project.settled()
 
     runs = await executions(project, function=name)
     replays = [run["id"] for run in reversed(runs) if run["cause"] == "replay"]
@@ -254,10 +247,10 @@ async def test_more_than_one_step_is_replayed(project: Project) -> None:
     await project.develop.ok(
         "POST", "/v1/jobs", [{"function": name, "payload": number} for number in range(250)]
     )
-    await settled(project)
+    await project.settled()
 
     done = await bulk(project, "replay", function=name)
-    await settled(project)
+    await project.settled()
 
     assert done["count"] == 250
     runs = await executions(project, function=name)
@@ -309,7 +302,7 @@ async def test_a_filter_is_kept_to(project: Project, neighbour: Project) -> None
     for device in devices:
         path = f"/v1/devices/{device['id']}/values"
         await project.operate.ok("POST", path, {"values": [{"key": "t", "value": 1}]})
-    await settled(project)
+    await project.settled()
     first, second = reversed(await executions(project))
 
     async def count(of: Project = project, **wanted: Any) -> int:

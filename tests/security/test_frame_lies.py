@@ -4,6 +4,7 @@
 
 import asyncio
 import itertools
+import signal
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -116,26 +117,68 @@ async def test_a_cell_that_has_nothing_to_do_must_not_speak(stage: Stage, kind: 
     assert cell.is_dead or kind == FromCell.FAULT
 
 
-async def test_a_cell_that_is_full_while_a_version_loads_fails_nobody(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+NO_MEMORY = {
+    "it says so": Death(signal=0, exit_code=FULL_CODE, peak_bytes=0),
+    "V8 aborts": Death(signal=signal.SIGTRAP, exit_code=0, peak_bytes=0),
+}
+
+
+@pytest.mark.parametrize("death", NO_MEMORY.values(), ids=NO_MEMORY.keys())
+@pytest.mark.parametrize("when", [ToCell.LOAD, ToCell.BATCH])
+async def test_a_cell_without_memory_fails_nobody_who_did_not_have_it_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death
 ) -> None:
-    """Others have filled it: what waits for the version runs in cells of its own."""
+    """Others may have filled it: what was at work, or to be loaded, runs in a cell of its own."""
+    full = full_cells(stage, monkeypatch, when, death, count=1)
+    ended = Ended(stage.run())
+    stage.platform.dispatcher.submit(ended.run)
+
+    run = await ended.once()
+
+    assert run.outcome is Outcome.SUCCEEDED
+    assert run.losses == (when is ToCell.BATCH)
+    assert len(full) == 1
+
+
+@pytest.mark.parametrize("death", NO_MEMORY.values(), ids=NO_MEMORY.keys())
+@pytest.mark.parametrize("when", [ToCell.LOAD, ToCell.BATCH])
+async def test_who_has_a_cell_alone_and_fills_it_is_to_blame(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death
+) -> None:
+    """Two cells are enough to know it."""
+    full = full_cells(stage, monkeypatch, when, death, count=9)
+    ended = Ended(stage.run())
+    stage.platform.dispatcher.submit(ended.run)
+
+    run = await ended.once()
+
+    if when is ToCell.BATCH:
+        assert run.outcome is Outcome.MEMORY_EXCEEDED
+        assert run.limit is not None
+        assert run.limit.name == "memory_mb"
+    else:
+        assert run.outcome is Outcome.FAILED
+        assert run.error is not None
+        assert run.error.message == "the cell ran out of memory while the version was loaded"
+    assert len(full) == 2
+
+
+def full_cells(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death, *, count: int
+) -> list[PaperCell]:
+    """Have so many cells die, each at its first word of this kind; return those that did."""
     full: list[PaperCell] = []
 
     def play(cell: PaperCell, kind: str, isolate: int, payload: bytes) -> None:
-        if kind == ToCell.LOAD and not full:
+        if kind == when and len(full) < count:
             full.append(cell)
-            cell.die(Death(signal=0, exit_code=FULL_CODE, peak_bytes=0))
+            cell.die(death)
         else:
             honest(cell, kind, isolate, payload)
 
     stage.sandbox.end_all()
     monkeypatch.setattr(stage.sandbox, "heard", play)
-    ended = Ended(stage.run())
-    stage.platform.dispatcher.submit(ended.run)
-
-    assert (await ended.once()).outcome is Outcome.SUCCEEDED
-    assert len(full) == 1
+    return full
 
 
 async def test_a_warm_cell_must_not_speak() -> None:

@@ -13,6 +13,7 @@ import pytest_asyncio
 from engine.projects import create_api_key
 from engine.settings import Settings
 from engine.wiring import Platform, open_platform
+from tests.conftest import OPEN_STATUSES
 
 ECHO = "export default { async job(params) { return params; } }"
 ON_WRITE = "function trigger(params, callback) { callback(null, 1); }"
@@ -82,6 +83,15 @@ class Project:
     async def device(self, product: str = "thermometer", name: str = "one") -> Any:
         await self.operate.call("POST", "/v1/products", {"name": product})
         return await self.operate.ok("POST", "/v1/devices", {"product": product, "name": name})
+
+    async def settled(self) -> None:
+        """Wait until no run is queued or running."""
+        async with asyncio.timeout(20):
+            while any([await self._runs(one) for one in OPEN_STATUSES]):
+                await asyncio.sleep(0.02)
+
+    async def _runs(self, status: str) -> list[dict[str, Any]]:
+        return await self.operate.items("/v1/executions", status=status)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
