@@ -168,13 +168,15 @@ async def test_over_its_minute_calls_and_jobs_are_refused_by_name(
     answer = await spend(project, clock, cpu_seconds_per_minute=SPENT)
 
     problem = answer.json()
-    minutes = problem["limit"]["used"] // SPENT  # that the run has used the budgets of
-    left_s = (MINUTE_MS - clock() % MINUTE_MS) / 1000 + (minutes - 1) * 60
+    left_s = (MINUTE_MS - clock() % MINUTE_MS) / 1000
+    # Minutes that the run has used the budgets of; what is told is rounded to a millisecond.
+    least, most = ((problem["limit"]["used"] + by) // SPENT for by in (-0.001, 0.001))
     assert (answer.status_code, problem["code"]) == (429, "quota_exceeded")
     assert problem["limit"]["name"] == "cpu_seconds_per_minute"
     assert problem["limit"]["value"] == SPENT
     assert problem["limit"]["used"] >= SPENT
-    assert left_s <= int(answer.headers["retry-after"]) <= left_s + 10
+    soonest_s, latest_s = (left_s + (minutes - 1) * 60 for minutes in (least, most))
+    assert soonest_s <= int(answer.headers["retry-after"]) <= latest_s + 10
     job = await project.develop.refused(429, "POST", "/v1/jobs", {"function": "spin"})
     later = await invoke(project.develop, 1, prefer="respond-async")
     assert job["limit"]["name"] == later.json()["limit"]["name"] == "cpu_seconds_per_minute"
@@ -205,7 +207,8 @@ async def test_the_public_is_told_no_numbers_of_a_budget(
 
     assert before.status_code == 200
     assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
-    assert int(answer.headers["retry-after"]) <= int(told.headers["retry-after"])
+    # Its cell may have used a little more than was known then, and with it a minute's budget.
+    assert int(answer.headers["retry-after"]) <= int(told.headers["retry-after"]) + 60
     assert "limit" not in answer.json()
     assert "cpu" not in answer.text
 
@@ -234,6 +237,7 @@ async def test_writes_are_stored_over_the_budget_and_their_runs_wait(
     assert datetime.fromisoformat(item["due_at"]).second == 0
 
     clock.after(refused)
+    clock.next_minute()  # its cell may have used a little more than was known then
 
     async def ended() -> Any:
         found = await project.develop.ok("GET", f"/v1/executions/{run_id}")
@@ -253,7 +257,7 @@ async def test_what_was_overspent_is_owed_in_the_next_minute(
     await project.platform.usage.look()
 
     found = await usage(project)
-    assert found["owed_cpu_seconds"] == pytest.approx(used - SPENT, abs=0.05)
+    assert found["owed_cpu_seconds"] == pytest.approx(used - SPENT, abs=0.1)
     assert found["minute"]["cpu_seconds"] < SPENT
     await allow(project, cpu_seconds_per_minute=None)
     await project.platform.usage.look()
