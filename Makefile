@@ -20,12 +20,11 @@ demo: $(VENV)/.runtime ## a year of temperatures through a real engine, checked;
 serve: $(VENV)/.runtime ## run an engine on http://127.0.0.1:8700, data in ./cloudcode-data
 	@exec $(BIN)/python -P -m engine serve --data-dir cloudcode-data
 
-# Three processes on two cores: they wait a third of their time, for what they have killed.
 test: $(VENV)/.dev wasm servers ## lint, format, types, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -q -m alone
 
 bench: $(VENV)/.dev ## measure this machine

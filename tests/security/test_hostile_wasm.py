@@ -274,6 +274,7 @@ def test_runs_of_a_stopped_version_that_wait_go_on(project: Project, unharmed: N
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # a cell that has no CPU for 250 ms when their time is over is replaced
 def test_a_hundred_runs_that_sleep_for_ever_end_by_wall_time(
     project: Project, unharmed: None
 ) -> None:
