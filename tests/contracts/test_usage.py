@@ -105,6 +105,19 @@ async def spend(project: Project, clock: AheadClock, **budget: float) -> Any:
     return await invoke(project.develop, 1)
 
 
+async def pay_back(project: Project, clock: AheadClock, refused: httpx.Response) -> None:
+    """Go to when the project is told that it may run again; it may."""
+    clock.after(refused)
+
+    async def accepted() -> bool:
+        again = await invoke(project.develop, 1)
+        if int(again.headers.get("retry-after", 0)) > SOON_S:  # its cell used more than was known
+            clock.after(again)
+        return again.status_code == 200
+
+    await until(accepted)
+
+
 async def test_what_runs_use_is_counted_by_minute_and_by_month(
     project: Project, neighbour: Project, clock: AheadClock
 ) -> None:
@@ -183,15 +196,7 @@ async def test_over_its_minute_calls_and_jobs_are_refused_by_name(
     assert (await usage(project))["exceeded"] == "cpu_seconds_per_minute"
     assert (await invoke(neighbour.develop, 1)).status_code == 200
 
-    clock.after(answer)
-
-    async def accepted() -> bool:
-        again = await invoke(project.develop, 1)
-        if int(again.headers.get("retry-after", 0)) > SOON_S:  # its cell used more than was known
-            clock.after(again)
-        return again.status_code == 200
-
-    await until(accepted)
+    await pay_back(project, clock, answer)
 
 
 async def test_the_public_is_told_no_numbers_of_a_budget(
@@ -204,11 +209,13 @@ async def test_the_public_is_told_no_numbers_of_a_budget(
     told = await spend(project, clock, cpu_seconds_per_minute=SPENT)
 
     answer = await project.develop.http.get(path)
+    later = await invoke(project.develop, 1)
 
     assert before.status_code == 200
     assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
-    # Its cell may have used a little more than was known then, and with it a minute's budget.
-    assert int(answer.headers["retry-after"]) <= int(told.headers["retry-after"]) + 60
+    # As those are told who may know: before, and, should its cell have used more, afterwards.
+    latest_s = max(int(told.headers["retry-after"]), int(later.headers["retry-after"]) + SOON_S)
+    assert int(answer.headers["retry-after"]) <= latest_s
     assert "limit" not in answer.json()
     assert "cpu" not in answer.text
 
@@ -236,8 +243,7 @@ async def test_writes_are_stored_over_the_budget_and_their_runs_wait(
     assert "cpu_seconds_per_minute is 0.06" in item["detail"]
     assert datetime.fromisoformat(item["due_at"]).second == 0
 
-    clock.after(refused)
-    clock.next_minute()  # its cell may have used a little more than was known then
+    await pay_back(project, clock, refused)
 
     async def ended() -> Any:
         found = await project.develop.ok("GET", f"/v1/executions/{run_id}")
@@ -257,7 +263,7 @@ async def test_what_was_overspent_is_owed_in_the_next_minute(
     await project.platform.usage.look()
 
     found = await usage(project)
-    assert found["owed_cpu_seconds"] == pytest.approx(used - SPENT, abs=0.1)
+    assert found["owed_cpu_seconds"] == pytest.approx(used - SPENT, abs=0.05)
     assert found["minute"]["cpu_seconds"] < SPENT
     await allow(project, cpu_seconds_per_minute=None)
     await project.platform.usage.look()

@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from engine.dispatch import LOADS_AT_ONCE
 from engine.messages import MESSAGES_PER_RUN
+from engine.run import Run
 from engine.runner import ASKED_BYTES_MAX, HELD_BYTES_MAX
 from engine.wiring import Platform
 from runtimes.contract import FRAME_BYTES_MAX, FULL_CODE, MIB, CellKind, FromCell, Outcome, ToCell
@@ -129,15 +130,11 @@ async def test_a_cell_without_memory_fails_nobody_who_did_not_have_it_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death
 ) -> None:
     """Others may have filled it: what was at work, or to be loaded, runs in a cell of its own."""
-    full = full_cells(stage, monkeypatch, when, death, count=1)
-    ended = Ended(stage.run())
-    stage.platform.dispatcher.submit(ended.run)
-
-    run = await ended.once()
+    run, full_count = await run_in_full_cells(stage, monkeypatch, when, death, most=1)
 
     assert run.outcome is Outcome.SUCCEEDED
     assert run.losses == (when is ToCell.BATCH)
-    assert len(full) == 1
+    assert full_count == 1
 
 
 @pytest.mark.parametrize("death", NO_MEMORY.values(), ids=NO_MEMORY.keys())
@@ -146,11 +143,7 @@ async def test_who_has_a_cell_alone_and_fills_it_is_to_blame(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death
 ) -> None:
     """Two cells are enough to know it."""
-    full = full_cells(stage, monkeypatch, when, death, count=9)
-    ended = Ended(stage.run())
-    stage.platform.dispatcher.submit(ended.run)
-
-    run = await ended.once()
+    run, full_count = await run_in_full_cells(stage, monkeypatch, when, death, most=9)
 
     if when is ToCell.BATCH:
         assert run.outcome is Outcome.MEMORY_EXCEEDED
@@ -160,25 +153,28 @@ async def test_who_has_a_cell_alone_and_fills_it_is_to_blame(
         assert run.outcome is Outcome.FAILED
         assert run.error is not None
         assert run.error.message == "the cell ran out of memory while the version was loaded"
-    assert len(full) == 2
+    assert full_count == 2
 
 
-def full_cells(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death, *, count: int
-) -> list[PaperCell]:
-    """Have so many cells die, each at its first word of this kind; return those that did."""
-    full: list[PaperCell] = []
+async def run_in_full_cells(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: ToCell, death: Death, *, most: int
+) -> tuple[Run, int]:
+    """Have cells die, each at its first word of this kind; return the run, and how many did."""
+    full_count = 0
 
     def play(cell: PaperCell, kind: str, isolate: int, payload: bytes) -> None:
-        if kind == when and len(full) < count:
-            full.append(cell)
+        nonlocal full_count
+        if kind == when and full_count < most:
+            full_count += 1
             cell.die(death)
         else:
             honest(cell, kind, isolate, payload)
 
     stage.sandbox.end_all()
     monkeypatch.setattr(stage.sandbox, "heard", play)
-    return full
+    ended = Ended(stage.run())
+    stage.platform.dispatcher.submit(ended.run)
+    return await ended.once(), full_count
 
 
 async def test_a_warm_cell_must_not_speak() -> None:
